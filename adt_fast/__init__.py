@@ -1,0 +1,22 @@
+"""Fast, dependable Adversarial Distributional Training (Dong et al., 2020) for PyTorch."""
+
+__version__ = "0.1.0"
+
+from . import ops
+from ._native import NativeUnavailableWarning, build_info
+from .distributions import TanhNormal
+from .noise import NoiseStream
+from .trainer import ADTExpTrainer, EpochResult, StepResult, Trainer
+
+__all__ = [
+    "ADTExpTrainer",
+    "EpochResult",
+    "NativeUnavailableWarning",
+    "NoiseStream",
+    "StepResult",
+    "TanhNormal",
+    "Trainer",
+    "__version__",
+    "build_info",
+    "ops",
+]

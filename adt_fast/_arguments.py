@@ -1,0 +1,55 @@
+"""How the command line reads values, and what its help says of defaults that are not constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+
+def parse_number(text: str) -> float:
+    """A number as people write it: "0.03", "1e-3" or a fraction such as "8/255".
+
+    Raises:
+        ValueError: if it is neither, or not finite.
+    """
+    numerator, slash, denominator = text.partition("/")
+    try:
+        value = float(numerator) / float(denominator) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"expected a number such as 0.03 or 8/255, got {text!r}") from None
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number, got {text!r}")
+    return value
+
+
+def _parse_integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"expected a whole number, got {text!r}") from None
+
+
+def argument(parse: Callable[[str], Any], metavar: str) -> tyro.constructors.PrimitiveConstructorSpec:
+    """How the command line reads a value that may also be left out (None)."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: parse(words[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def default_is(text: str) -> Any:
+    """What help texts say of a default that is not a constant."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
+
+
+Number = argument(parse_number, "NUMBER")
+Integer = argument(_parse_integer, "INT")
+Text = argument(str, "NAME")
+Folder = argument(Path, "DIR")

@@ -1,0 +1,62 @@
+"""Files that appear whole or not at all, whatever kills the writer."""
+
+from __future__ import annotations
+
+import glob
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+_ABANDONED_AFTER_SECONDS = 3600.0
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A binary file open for writing, which takes the place of `path` when the block ends without an exception.
+
+    The bytes go to a temporary file in the same folder, reach the disk (fsync), and only then take the name by one
+    os.replace; the folder is synced last, so the name too survives a power cut. A reader sees the old file or the new
+    one, never a part. An exception inside the block removes the temporary file and leaves `path` as it was. Missing
+    parent folders are made.
+
+    A writer killed outright (SIGKILL, power) leaves its temporary file behind; the next write to the same path, an hour
+    later or more, removes it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    # Named by a fresh identifier, so that processes writing the same path do not write into one temporary file.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary files of `path` that no living writer can own: one that writes moves the modification time."""
+    oldest_living = time.time() - _ABANDONED_AFTER_SECONDS
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(FileNotFoundError):  # its writer has just finished
+            if temporary.stat().st_mtime < oldest_living:
+                temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # Windows cannot open a folder, and needs no such call
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

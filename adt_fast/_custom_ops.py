@@ -1,0 +1,240 @@
+"""The operators as torch.library custom operators, for torch.compile and torch.export.
+
+Eager calls do not come here: an autograd.Function costs a third of a custom operator's dispatch. Each operator has a
+fake kernel (shapes, dtypes and layouts without data), and the sampler has its autograd formula. Checks run when the
+operator does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import _checked, _launch
+from ._launch import Ball, Draw
+from ._layout import empty_samples, preferred_layout
+
+NAMESPACE = "adt_fast"
+
+
+@torch.library.custom_op(f"{NAMESPACE}::tanh_gaussian_sample", mutates_args=())
+def tanh_gaussian_sample(
+    x: torch.Tensor,
+    mu: torch.Tensor,
+    rho: torch.Tensor,
+    noise: torch.Tensor,
+    samples: int,
+    epsilon: float,
+    lower: float,
+    upper: float,
+    draw: int,
+    first_example: int,
+    dtype: torch.dtype,
+    density: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Without ``density`` the second result is empty, [0]."""
+    _checked.check_sample_arguments(x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype)
+    x_adv, neg_log_density = _launch.sample(
+        x, mu, rho, Draw(noise, draw, first_example), Ball(epsilon, lower, upper), samples, dtype, density
+    )
+    return x_adv, (x.new_empty(0) if neg_log_density is None else neg_log_density)
+
+
+@tanh_gaussian_sample.register_fake
+def _(x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype, density):
+    x_adv = empty_samples(x, samples, preferred_layout(x), dtype)
+    return x_adv, x.new_empty((samples, x.shape[0]) if density else (0,))
+
+
+@torch.library.custom_op(f"{NAMESPACE}::tanh_gaussian_sample_backward", mutates_args=())
+def tanh_gaussian_sample_backward(
+    grad_x_adv: torch.Tensor,
+    grad_neg_log_density: torch.Tensor | None,
+    x: torch.Tensor,
+    mu: torch.Tensor,
+    rho: torch.Tensor,
+    noise: torch.Tensor,
+    epsilon: float,
+    lower: float,
+    upper: float,
+    draw: int,
+    first_example: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of x, mu and rho."""
+    grads = _launch.sample_backward(
+        grad_x_adv, grad_neg_log_density, x, mu, rho,
+        Draw(noise, draw, first_example), Ball(epsilon, lower, upper), (True, True, True),
+    )
+    # A custom operator may not return its input or an expanded view.
+    return tuple(grad.contiguous(memory_format=preferred_layout(x)) for grad in grads)
+
+
+@tanh_gaussian_sample_backward.register_fake
+def _(grad_x_adv, grad_neg_log_density, x, mu, rho, noise, epsilon, lower, upper, draw, first_example):
+    return tuple(torch.empty_like(x, memory_format=preferred_layout(x)) for _ in range(3))
+
+
+def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, mu, rho, noise, _, epsilon, lower, upper, draw, first_example, _, density = inputs
+    # The stream may be advanced, in place, before backward runs: keep its state as it is now.
+    ctx.save_for_backward(x, mu, rho, noise.clone())
+    ctx.scalars = (epsilon, lower, upper, draw, first_example)
+    ctx.density = density
+
+
+def _sample_backward(ctx: Any, grad_x_adv: torch.Tensor, grad_neg_log_density: torch.Tensor) -> tuple:
+    x, mu, rho, noise = ctx.saved_tensors
+    grads = tanh_gaussian_sample_backward(
+        grad_x_adv, grad_neg_log_density if ctx.density else None, x, mu, rho, noise, *ctx.scalars
+    )
+    return *grads, *[None] * 9
+
+
+tanh_gaussian_sample.register_autograd(_sample_backward, setup_context=_save_for_backward)
+
+
+@torch.library.custom_op(
+    f"{NAMESPACE}::tanh_gaussian_ascent_step", mutates_args=("mu", "rho", "accumulated_mu", "accumulated_rho")
+)
+def tanh_gaussian_ascent_step(
+    mu: torch.Tensor,
+    rho: torch.Tensor,
+    grad_x_adv: torch.Tensor,
+    x: torch.Tensor,
+    noise: torch.Tensor,
+    epsilon: float,
+    lower: float,
+    upper: float,
+    step_size: float,
+    entropy_weight: float,
+    entropy_reduction: str,
+    update: str,
+    grad_scale: float,
+    log_offset: float,
+    accumulated_mu: torch.Tensor | None,
+    accumulated_rho: torch.Tensor | None,
+    draw: int,
+    first_example: int,
+) -> None:
+    _checked.ascend(
+        mu, rho, grad_x_adv, x, noise, epsilon, lower, upper, step_size, entropy_weight, entropy_reduction, update,
+        grad_scale, log_offset, accumulated_mu, accumulated_rho, draw, first_example,
+    )
+
+
+@tanh_gaussian_ascent_step.register_fake
+def _(*_: Any) -> None:
+    return None
+
+
+@torch.library.custom_op(
+    f"{NAMESPACE}::tanh_gaussian_ascent_step_and_sample",
+    mutates_args=("mu", "rho", "accumulated_mu", "accumulated_rho"),
+)
+def tanh_gaussian_ascent_step_and_sample(
+    mu: torch.Tensor,
+    rho: torch.Tensor,
+    grad_x_adv: torch.Tensor,
+    x: torch.Tensor,
+    noise: torch.Tensor,
+    epsilon: float,
+    lower: float,
+    upper: float,
+    step_size: float,
+    entropy_weight: float,
+    entropy_reduction: str,
+    update: str,
+    grad_scale: float,
+    log_offset: float,
+    accumulated_mu: torch.Tensor | None,
+    accumulated_rho: torch.Tensor | None,
+    draw: int,
+    first_example: int,
+    next_draw: int,
+    density: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Without ``density`` the second result is empty, [0]."""
+    x_adv, neg_log_density = _checked.ascend(
+        mu, rho, grad_x_adv, x, noise, epsilon, lower, upper, step_size, entropy_weight, entropy_reduction, update,
+        grad_scale, log_offset, accumulated_mu, accumulated_rho, draw, first_example, next_draw, density,
+    )
+    return x_adv, (mu.new_empty(0) if neg_log_density is None else neg_log_density)
+
+
+@tanh_gaussian_ascent_step_and_sample.register_fake
+def _(mu, rho, grad_x_adv, *rest):
+    samples, density = grad_x_adv.shape[0], rest[-1]
+    x_adv = empty_samples(mu, samples, preferred_layout(mu), grad_x_adv.dtype)
+    return x_adv, mu.new_empty((samples, mu.shape[0]) if density else (0,))
+
+
+@torch.library.custom_op(f"{NAMESPACE}::linf_step", mutates_args=("x_adv",))
+def linf_step(
+    x_adv: torch.Tensor,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    step_size: float,
+    epsilon: float,
+    lower: float,
+    upper: float,
+) -> None:
+    _checked.projected_step("linf_step", x_adv, grad, x, step_size, epsilon, lower, upper)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::l2_step", mutates_args=("x_adv",))
+def l2_step(
+    x_adv: torch.Tensor,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    step_size: float,
+    epsilon: float,
+    lower: float,
+    upper: float,
+) -> None:
+    _checked.projected_step("l2_step", x_adv, grad, x, step_size, epsilon, lower, upper)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::momentum_linf_step", mutates_args=("x_adv", "momentum"))
+def momentum_linf_step(
+    x_adv: torch.Tensor,
+    momentum: torch.Tensor,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    step_size: float,
+    decay: float,
+    epsilon: float,
+    lower: float,
+    upper: float,
+) -> None:
+    _checked.projected_step(
+        "momentum_linf_step", x_adv, grad, x, step_size, epsilon, lower, upper, decay=decay, momentum=momentum
+    )
+
+
+@torch.library.custom_op(f"{NAMESPACE}::uniform_start", mutates_args=("x_adv",))
+def uniform_start(
+    x_adv: torch.Tensor,
+    x: torch.Tensor,
+    noise: torch.Tensor,
+    epsilon: float,
+    lower: float,
+    upper: float,
+    draw: int,
+    first_example: int,
+) -> None:
+    _checked.uniform_start(x_adv, x, noise, epsilon, lower, upper, draw, first_example)
+
+
+for _step in (linf_step, l2_step, momentum_linf_step, uniform_start):
+    _step.register_fake(lambda *_: None)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::normal", mutates_args=())
+def normal(like: torch.Tensor, noise: torch.Tensor, samples: int, draw: int, first_example: int) -> torch.Tensor:
+    return _checked.normal(like, noise, samples, draw, first_example)
+
+
+@normal.register_fake
+def _(like, noise, samples, draw, first_example):
+    return empty_samples(like, samples, preferred_layout(like), like.dtype)

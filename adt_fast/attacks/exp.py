@@ -1,0 +1,131 @@
+"""EXP: the explicit adversarial distribution of ADT-EXP (paper, Section 3.1 and Algorithm 2)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from .._checks import check_finite, check_int, check_samples
+from .._layout import preferred_layout, with_layout
+from .base import Attack
+from .pgd import check_step_size
+from .recipes import ExpRecipe, RecipeName, exp_recipe
+
+
+class Maximized(NamedTuple):
+    """The distribution that the inner maximisation found, and samples of it."""
+
+    mu: Tensor
+    """Location of u, ``[B, C, H, W]``."""
+    rho: Tensor
+    """sigma = softplus(rho), ``[B, C, H, W]``."""
+    x_adv: Tensor
+    """Fresh samples ``[n, B, C, H, W]``; n is the recipe's ``outer_samples``."""
+
+
+class EXP(Attack):
+    """For every image, a distribution delta = epsilon tanh(mu + sigma r) of high expected loss and high entropy.
+
+    ``steps`` times, k samples estimate the gradient of E[L] + lambda H in (mu, rho) (Eq. 10), which an Adam step with
+    betas (0, 0) climbs (Section C.3). Then the last samples are drawn.
+
+    Args:
+        model, epsilon, **options: see :class:`Attack`.
+        steps: T, gradient steps on (mu, rho), >= 0. The paper trains with 7.
+        samples: k, Monte Carlo samples for each gradient, >= 1. The paper trains with 5.
+        step_size: of a step on (mu, rho), > 0; the paper's is 0.3.
+        entropy_weight: lambda, finite; the paper's is 0.01.
+        recipe: ``"published"`` (default), ``"paper"``, or an :class:`ExpRecipe`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        epsilon: float = 8 / 255,
+        *,
+        steps: int = 7,
+        samples: int = 5,
+        step_size: float = 0.3,
+        entropy_weight: float = 0.01,
+        recipe: RecipeName | ExpRecipe = "published",
+        **options: Any,
+    ) -> None:
+        super().__init__(model, epsilon, **options)
+        check_int("steps", steps, 0, 2**31)
+        check_samples(samples)
+        check_finite("entropy_weight", entropy_weight)
+        self.steps = steps
+        self.samples = samples
+        self.step_size = check_step_size(step_size)
+        self.entropy_weight = float(entropy_weight)
+        self.recipe = exp_recipe(recipe)
+
+    @torch.no_grad()
+    def maximize(self, images: Tensor, labels: Tensor) -> Maximized:
+        """The inner maximisation for a minibatch that was checked.
+
+        It takes ``steps + 1`` draws of the noise: the samples of step t are draw t, the last ones draw ``steps``.
+
+        Args:
+            images: ``[B, C, H, W]``, float32 or float64, contiguous or channels_last; the results are like it.
+            labels: int64 ``[B]``.
+        """
+        x = with_layout(images.detach(), preferred_layout(images))
+        noise = self.noise_on(x.device)
+        mu, rho = torch.zeros_like(x), torch.full_like(x, self.recipe.rho_init)
+        self._ascend(mu, rho, x, labels, noise.state)
+        x_adv, _ = ops.tanh_gaussian_sample(
+            x, mu, rho, noise.state,
+            samples=self.recipe.outer_samples, draw=self.steps, density=False, **self._sampling_ball,
+        )  # fmt: skip
+        noise.advance(self.steps + 1)
+        return Maximized(mu, rho, x_adv)
+
+    def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Samples of the distribution found, ``[n, B, C, H, W]``; n is the recipe's ``outer_samples``."""
+        return self.maximize(images, labels).x_adv
+
+    def _ascend(self, mu: Tensor, rho: Tensor, x: Tensor, labels: Tensor, noise: Tensor) -> None:
+        """``steps`` ascent steps on (mu, rho), in place."""
+        if self.steps == 0:
+            return
+        options = self._ascent_options(mu, rho)
+        folded_labels = labels.repeat(self.samples)  # [k * B]
+        x_adv, _ = ops.tanh_gaussian_sample(
+            x, mu, rho, noise, samples=self.samples, density=False, **self._sampling_ball
+        )
+        for step in range(self.steps):
+            grad = self.input_gradient(x_adv.flatten(0, 1), folded_labels).grad.view_as(x_adv)
+            if step + 1 < self.steps:
+                ops.tanh_gaussian_ascent_step_and_sample_(
+                    mu, rho, grad, x, noise, draw=step, out=x_adv, **options
+                )
+            else:
+                ops.tanh_gaussian_ascent_step_(mu, rho, grad, x, noise, draw=step, **options)
+
+    def _ascent_options(self, mu: Tensor, rho: Tensor) -> dict[str, Any]:
+        """The recipe, in the operators' terms. The gradient given to them is of the sum of all k * B losses."""
+        recipe = self.recipe
+        if recipe.objective == "sum_of_batch_means":
+            grad_scale, entropy_weight = 1 / len(mu), self.entropy_weight
+        else:
+            grad_scale, entropy_weight = 1 / self.samples, self.entropy_weight / self.samples
+        return {
+            "step_size": self.step_size,
+            "grad_scale": grad_scale,
+            "entropy_weight": entropy_weight,
+            "entropy_reduction": recipe.entropy_reduction,
+            "log_offset": recipe.log_offset,
+            "update": recipe.update,
+            "accumulated": (torch.zeros_like(mu), torch.zeros_like(rho)) if recipe.accumulate else None,
+            **self._sampling_ball,
+        }
+
+    @property
+    def _sampling_ball(self) -> dict[str, float]:
+        return self.ball if self.recipe.clamp else {"epsilon": self.epsilon, "lower": -math.inf, "upper": math.inf}
+

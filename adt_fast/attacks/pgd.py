@@ -1,0 +1,62 @@
+"""PGD (Madry et al., 2018): sign-gradient steps, projected onto the L-infinity ball (paper, Eq. 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from .._checks import check_finite, check_int
+from .._layout import preferred_layout, with_layout
+from .base import Attack
+
+
+class PGD(Attack):
+    """Projected gradient descent in the L-infinity ball.
+
+    Args:
+        model, epsilon, **options: see :class:`Attack`.
+        steps: gradient steps, >= 0. The paper evaluates with 20 and trains with 7.
+        step_size: of a step, in the images' units, > 0. Default: epsilon / 4, as in the paper.
+        random_start: start from a uniform point of the ball, clamped to the data bounds, instead of from the image.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        epsilon: float = 8 / 255,
+        *,
+        steps: int = 20,
+        step_size: float | None = None,
+        random_start: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, epsilon, **options)
+        check_int("steps", steps, 0, 2**31)
+        self.steps = steps
+        self.step_size = check_step_size(self.epsilon / 4 if step_size is None else step_size)
+        self.random_start = random_start
+
+    @torch.no_grad()
+    def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One candidate, ``[1, B, C, H, W]``. A random start takes one draw of the noise."""
+        x = with_layout(images.detach(), preferred_layout(images))
+        x_adv = x.clone()
+        if self.random_start:
+            noise = self.noise_on(x.device)
+            ops.uniform_start_(x_adv, x, noise.state, **self.ball)
+            noise.advance()
+        for _ in range(self.steps):
+            grad = self.input_gradient(x_adv, labels).grad
+            ops.linf_step_(x_adv, grad, x, step_size=self.step_size, **self.ball)
+        return x_adv.unsqueeze(0)
+
+
+def check_step_size(step_size: float) -> float:
+    """The step size of an attack as a float; raises TypeError or ValueError where it is not a finite number > 0."""
+    check_finite("step_size", step_size)
+    if step_size <= 0:
+        raise ValueError(f"step_size must be > 0, got {step_size}")
+    return float(step_size)

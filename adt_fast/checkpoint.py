@@ -1,0 +1,210 @@
+"""Checkpoints: tensors and plain metadata in one safetensors file, written whole or not at all, read without pickle.
+
+A file is an ordinary safetensors file, so `safetensors.torch.load_file` reads its tensors too. Its header's metadata
+has one entry, "adt_fast": a JSON object with `format_version`, `metadata`, and `sha256`, the digest of that metadata
+and of every tensor. The digest tells a bit that flipped on disk from a number that was trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ._atomic_file import atomic_file
+from .models import create_model
+
+FORMAT_VERSION = 1
+
+_ENTRY = "adt_fast"
+_DTYPES = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+}  # fmt: skip
+
+
+class CheckpointError(ValueError):
+    """A file that is damaged, foreign, or another kind of checkpoint. The message names the file and a cure."""
+
+
+def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write a checkpoint. At every moment `path` holds the old file or the new one, whole.
+
+    tensors: by name; any shape, strides and device; floating-point (16 to 64 bits), integer or bool. Tensors that share
+        memory are saved once for each name.
+    metadata: a dict with str keys, of such dicts, lists, tuples (which come back as lists), str, int, float, bool and
+        None.
+
+    Raises TypeError or ValueError that names the entry, before anything is written; OSError where writing fails, and
+    the old file is then as it was.
+    """
+    _check_tensors(tensors)
+    _check_metadata(metadata)
+    # Each in memory of its own and contiguous, for safetensors takes no others.
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    entry = {"format_version": FORMAT_VERSION, "sha256": _digest(tensors, metadata), "metadata": metadata}
+    content = safetensors.torch.save(tensors, {_ENTRY: json.dumps(entry)})
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The (tensors, metadata) that `save_checkpoint` was given; the tensors are contiguous, on the CPU.
+
+    Raises OSError (FileNotFoundError, ...) where the file cannot be read; CheckpointError where it is damaged, was not
+    written by `save_checkpoint`, or was written by a newer version.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    try:
+        tensors = safetensors.torch.load(content)
+    except Exception as error:  # the reader's own error, and struct, JSON and dtype errors beside it
+        raise CheckpointError(f"{path} {_describe_foreign(content)} ({error})") from error
+    entry = _read_entry(path, content)
+    metadata = entry.get("metadata")
+    if not isinstance(metadata, dict) or entry.get("sha256") != _digest(tensors, metadata):
+        raise CheckpointError(
+            f"{path} is damaged: its contents do not match the checksum saved with them. "
+            "Use another copy, or an earlier checkpoint"
+        )
+    return tensors, metadata
+
+
+def save_model(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    model_name: str,
+    model_kwargs: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write a model so that `load_model` can build it again: its state and how `create_model` makes it.
+
+    model_name, model_kwargs: the arguments of `create_model`. extra: any plain metadata, see `save_checkpoint`.
+
+    Raises ValueError, before anything is written, where create_model(model_name, **model_kwargs) makes another model
+    than this one; and what `create_model` and `save_checkpoint` raise.
+    """
+    metadata = {"model_name": model_name, "model_kwargs": model_kwargs or {}, "extra": extra or {}}
+    _check_metadata(metadata)
+    state = model.state_dict()
+    made = _create_untrained(metadata).state_dict()
+    if _shapes(state) != _shapes(made):
+        differing = sorted({name for name, _ in _shapes(state).items() ^ _shapes(made).items()})
+        raise ValueError(
+            f"model is not what create_model({model_name!r}, **{metadata['model_kwargs']}) makes: "
+            f"{len(differing)} entries of the state differ, the first is {differing[0]!r}. "
+            "Give the arguments that made it, and pass the model without wrappers"
+        )
+    save_checkpoint(path, state, metadata)
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
+    """The model that `save_model` wrote, on the CPU, in eval mode and in the dtype it had; and the metadata.
+
+    The metadata's keys are model_name, model_kwargs and extra. PyTorch's random state is left alone.
+
+    Raises what `load_checkpoint` does, and CheckpointError where the file is a checkpoint but not of a model, or of one
+    that `create_model` no longer makes.
+    """
+    tensors, metadata = load_checkpoint(path)
+    if not {"model_name", "model_kwargs", "extra"} <= metadata.keys():
+        raise CheckpointError(f"{path} is a checkpoint, but not of a model alone: read it with load_checkpoint")
+    try:
+        model = _create_untrained(metadata)
+        model.load_state_dict(tensors, assign=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} holds a model that this version cannot build: {error}") from error
+    return model.eval(), metadata
+
+
+def _create_untrained(metadata: Mapping[str, Any]) -> nn.Module:
+    """The model with initial weights, drawn without a trace in PyTorch's global generator."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        return create_model(metadata["model_name"], **metadata["model_kwargs"])
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: object) -> str:
+    """SHA-256 of the metadata and of each tensor's name, dtype, shape and bytes.
+
+    The tensors are contiguous, on the CPU.
+    """
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _read_entry(path: Path, content: bytes) -> dict[str, Any]:
+    """Our entry in the header of a file that safetensors has found to be well formed."""
+    header_length = int.from_bytes(content[:8], "little")
+    try:
+        entry = json.loads(json.loads(content[8 : 8 + header_length])["__metadata__"][_ENTRY])
+        version = entry["format_version"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is a safetensors file that adt_fast did not write, or its header is damaged. "
+            "Read its tensors with safetensors.torch.load_file"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}, and this version of adt_fast reads "
+            f"{FORMAT_VERSION}: read it with the adt_fast that wrote it, or a newer one"
+        )
+    return entry
+
+
+def _describe_foreign(content: bytes) -> str:
+    if content[:4] == b"PK\x03\x04" or content[:1] == b"\x80":
+        return (
+            "is a file of torch.save or pickle, and adt_fast reads safetensors only. Read it with "
+            "torch.load(path, weights_only=True), and pass the tensors to save_checkpoint or load_state_dict"
+        )
+    return "is no safetensors file, or is damaged or cut short. Use another copy, or an earlier checkpoint"
+
+
+def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise TypeError(f"tensors must have str names, got {name!r}")
+        if name == "__metadata__":
+            raise ValueError("tensors must not use the name '__metadata__', which safetensors keeps for itself")
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"tensors[{name!r}] must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_meta:
+            raise TypeError(
+                f"tensors[{name!r}] must be dense, in memory, of floating-point, integer or bool dtype; "
+                f"got {tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            )
+
+
+def _check_metadata(metadata: object) -> None:
+    if not isinstance(metadata, dict):
+        raise TypeError(f"metadata must be a dict, got {type(metadata).__name__}")
+    _check_plain("metadata", metadata)
+
+
+def _check_plain(where: str, value: object) -> None:
+    """Refuse what JSON cannot hold, or would change without a word. where: what error messages call the value."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{where} must have str keys, got {key!r}")
+            _check_plain(f"{where}[{key!r}]", item)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check_plain(f"{where}[{index}]", item)
+    elif not (value is None or isinstance(value, (str, int, float))):
+        raise TypeError(f"{where} must be a str, int, float, bool, None, list or dict, got {type(value).__name__}")

@@ -1,0 +1,258 @@
+"""What a run is made of: typed settings, with defaults that depend on the data set and on the method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from ._arguments import Folder, Integer, Number, Text, argument, default_is
+from ._checks import check_int
+from ._suggest import unknown_name_message
+from .data import dataset_names
+from .methods import method_names, method_spec
+from .schedules import ScheduleName
+
+
+@dataclass(frozen=True)
+class DatasetDefaults:
+    """What a run on a data set takes where it is not told otherwise."""
+
+    model: str
+    epochs: int
+    batch_size: int
+    epsilon: float
+    learning_rate: float
+    crop_padding: int
+    flip: bool
+
+
+_CIFAR = DatasetDefaults("preactresnet-18", 30, 64, 8 / 255, 0.1, crop_padding=4, flip=True)
+
+DATASET_DEFAULTS = {
+    # Epsilon such that standard training breaks down while the digits can still be told apart.
+    "digits": DatasetDefaults("small-cnn", 12, 64, 0.15, 0.2, crop_padding=0, flip=False),
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "svhn": replace(_CIFAR, epsilon=4 / 255, crop_padding=0, flip=False),  # not augmented, as in the paper (C.1)
+}
+"""For CIFAR and SVHN, epsilon, augmentation, batch size and learning rate are the paper's (Sections 5.1, C.1, C.3); its
+network and its 76 epochs are for the asking."""
+
+
+def _by_dataset(name: str) -> Any:
+    """The default of each data set, those of the same grouped."""
+    return default_is(_grouped({dataset: getattr(values, name) for dataset, values in DATASET_DEFAULTS.items()}))
+
+
+def _by_method(name: str) -> Any:
+    """The default of each method that has the option, those of the same grouped."""
+    defaults = {method: method_spec(method).defaults() for method in method_names()}
+    return default_is(_grouped({method: values[name] for method, values in defaults.items() if name in values}))
+
+
+def _grouped(defaults: dict[str, Any]) -> str:
+    names_by_value: dict[str, list[str]] = {}
+    for name, value in defaults.items():
+        text = "epsilon/4" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        names_by_value.setdefault(text, []).append(name)
+    return "; ".join(f"{value} for {', '.join(names)}" for value, names in names_by_value.items())
+
+
+def default_test_limit(dataset: str, device: torch.device) -> int | None:
+    """How many test images are taken where nobody says: all (None) but on a CPU, where PGD-20 takes its time."""
+    return None if dataset == "digits" or device.type != "cpu" else _CPU_TEST_LIMIT
+
+
+_CPU_TEST_LIMIT = 1000
+_TEST_LIMIT = default_is(f"all; on a CPU {_CPU_TEST_LIMIT}, for other data than digits")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a classifier, and report its natural and PGD-20 accuracy."""
+
+    # None stands for a default that depends on the other settings; resolved() fills it in.
+
+    method: Annotated[str, tyro.conf.arg(metavar="|".join(method_names()))] = "adt-exp"
+    """How to train."""
+
+    dataset: Annotated[str, tyro.conf.arg(metavar="|".join(dataset_names()))] = "digits"
+    """Images to train on; the digits come with scikit-learn."""
+
+    data_dir: Annotated[Path | None, Folder, default_is("$ADT_FAST_DATA, or ./data")] = None
+    """Folder with the data set's published files."""
+
+    download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Fetch the published files into --data-dir where they are not there."""
+
+    model: Annotated[str | None, Text, _by_dataset("model")] = None
+    """Classifier: small-cnn, preactresnet-18, or wrn-DEPTH-WIDTH such as wrn-28-10."""
+
+    epochs: Annotated[int | None, Integer, _by_dataset("epochs")] = None
+    """Passes over the training images."""
+
+    batch_size: Annotated[int | None, Integer, _by_dataset("batch_size")] = None
+    """Images in a minibatch."""
+
+    train_limit: Annotated[int | None, Integer, default_is("all")] = None
+    """Train on the first so many images only."""
+
+    test_limit: Annotated[int | None, Integer, _TEST_LIMIT] = None
+    """Test on the first so many images only."""
+
+    epsilon: Annotated[float | None, Number, _by_dataset("epsilon")] = None
+    """Radius of the L-infinity ball, in units where images are in [0, 1]; fractions such as 8/255 will do."""
+
+    recipe: Annotated[str | None, argument(str, "published|paper"), _by_method("recipe")] = None
+    """Where the paper and its published code disagree, whom to follow."""
+
+    steps: Annotated[int | None, Integer, _by_method("steps")] = None
+    """Steps of the inner maximisation."""
+
+    samples: Annotated[int | None, Integer, _by_method("samples")] = None
+    """Monte Carlo samples for each inner gradient."""
+
+    step_size: Annotated[float | None, Number, _by_method("step_size")] = None
+    """Of a step of the inner maximisation: on (mu, rho) for adt-exp, in the images' units for at-pgd."""
+
+    entropy_weight: Annotated[float | None, Number, _by_method("entropy_weight")] = None
+    """Lambda, the weight of the distribution's entropy."""
+
+    learning_rate: Annotated[float | None, Number, _by_dataset("learning_rate")] = None
+    """Highest learning rate of SGD."""
+
+    momentum: Annotated[float, Number] = 0.9
+    """Of SGD."""
+
+    weight_decay: Annotated[float, Number] = 2e-4
+    """Of SGD."""
+
+    schedule: ScheduleName = "one-cycle"
+    """Of the learning rate: one-cycle (up, then down to 0), cosine, step (the paper's: a tenth of it for the last
+    2 epochs of 76), or constant."""
+
+    seed: Annotated[int, Integer] = 0
+    """Of the initial weights, the order of the images, their augmentation, and the noise; >= 0."""
+
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """auto (the GPU if there is one), cpu, cuda, cuda:1, ..."""
+
+    output: Annotated[Path | None, Folder, default_is("runs/DATASET-METHOD-TIME")] = None
+    """Run folder for config, metrics and checkpoint; must be new or empty."""
+
+    def resolved(self) -> TrainConfig:
+        """The same settings with every default filled in that depends on others; ``data_dir`` and ``output`` stay.
+
+        ``test_limit`` and ``train_limit`` stay None where all images are meant, and a method's options where the
+        method has no such option.
+
+        Raises:
+            ValueError: if a setting is unknown or impossible; the message names it.
+        """
+        check_known("dataset", self.dataset, dataset_names())
+        device = resolve_device(self.device)
+        config = replace(self, device=str(device), **self._dataset_defaults(device), **self._method_defaults())
+        for name in ("epochs", "batch_size"):
+            check_int(name, getattr(config, name), 1, 2**31)
+        for name in ("train_limit", "test_limit"):
+            if getattr(config, name) is not None:
+                check_int(name, getattr(config, name), 1, 2**63)
+        for name in ("epsilon", "learning_rate"):
+            _check_number(name, getattr(config, name), above=0.0)
+        for name in ("momentum", "weight_decay"):
+            _check_number(name, getattr(config, name), at_least=0.0)
+        check_int("seed", config.seed, 0, 2**63)
+        return config
+
+    def method_options(self) -> dict[str, Any]:
+        """The maximizer's options that are set."""
+        names = (name for name in _METHOD_OPTIONS if getattr(self, name) is not None)
+        return {name: getattr(self, name) for name in names}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a file."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+    def _dataset_defaults(self, device: torch.device) -> dict[str, Any]:
+        defaults = asdict(DATASET_DEFAULTS[self.dataset])
+        defaults["test_limit"] = default_test_limit(self.dataset, device)
+        mine = {field.name for field in fields(self)}
+        return {name: value for name, value in defaults.items() if name in mine and getattr(self, name) is None}
+
+    def _method_defaults(self) -> dict[str, Any]:
+        defaults = method_spec(self.method).defaults()
+        given = self.method_options()
+        if foreign := sorted(given.keys() - defaults.keys()):
+            its_own = ", ".join(name for name in _METHOD_OPTIONS if name in defaults) or "no options"
+            raise ValueError(f"{foreign[0]} is no option of method {self.method!r}, which has {its_own}")
+        return {name: defaults[name] for name in _METHOD_OPTIONS if name in defaults and name not in given}
+
+
+_METHOD_OPTIONS = ("recipe", "steps", "samples", "step_size", "entropy_weight")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Report a trained classifier's natural and PGD-20 accuracy."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
+    """A run folder, or its model.safetensors."""
+
+    dataset: Annotated[str | None, Text, default_is("the one it was trained on")] = None
+    """Images to test on."""
+
+    data_dir: Annotated[Path | None, Folder, default_is("$ADT_FAST_DATA, or ./data")] = None
+    """Folder with the data set's published files."""
+
+    download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Fetch the published files into --data-dir where they are not there."""
+
+    test_limit: Annotated[int | None, Integer, _TEST_LIMIT] = None
+    """Test on the first so many images only."""
+
+    epsilon: Annotated[float | None, Number, default_is("the one it was trained with")] = None
+    """Radius of the L-infinity ball, in units where images are in [0, 1]; fractions such as 8/255 will do."""
+
+    batch_size: Annotated[int, Integer] = 256
+    """Images that are attacked at once."""
+
+    seed: Annotated[int, Integer] = 0
+    """Of the attack's random start; >= 0."""
+
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """auto (the GPU if there is one), cpu, cuda, cuda:1, ..."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the current GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:INDEX, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} is not here: PyTorch {torch.__version__} sees {torch.cuda.device_count()} "
+                         "CUDA devices")
+    return device
+
+
+def check_known(kind: str, name: str, known: tuple[str, ...]) -> None:
+    """Raises ValueError with the nearest known name, where the name is unknown."""
+    if name not in known:
+        raise ValueError(unknown_name_message(kind, name, known))
+
+
+def _check_number(name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf) -> None:
+    if not (value > above and value >= at_least and math.isfinite(value)):
+        wanted = f"> {above:g}" if above > -math.inf else f">= {at_least:g}"
+        raise ValueError(f"{name} must be {wanted}, got {value}")

@@ -1,0 +1,172 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) in their published Python files, from a folder or the archive."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import pickle
+import tarfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .download import check_md5, download_file
+from .images import DataError, ImageData
+from .restricted_pickle import load_dict
+
+_IMAGE_SHAPE = (3, 32, 32)
+_SITE = "https://www.cs.toronto.edu/~kriz/"
+
+
+@dataclass(frozen=True)
+class _Published:
+    """What was published, and under which names. files: of each split, the md5 of each file."""
+
+    name: str
+    num_classes: int
+    folder: str
+    archive: str
+    archive_md5: str
+    files: dict[str, dict[str, str]]
+    label_key: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+_CIFAR10 = _Published(
+    name="cifar10",
+    num_classes=10,
+    folder="cifar-10-batches-py",
+    archive="cifar-10-python.tar.gz",
+    archive_md5="c58f30108f718f92721af3b95e74349a",
+    files={
+        "train": {
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        },
+        "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
+    },
+    label_key="labels",
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+)
+
+_CIFAR100 = _Published(
+    name="cifar100",
+    num_classes=100,
+    folder="cifar-100-python",
+    archive="cifar-100-python.tar.gz",
+    archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
+    files={
+        "train": {"train": "16019d7e3df5f24257cddd939b257f8d"},
+        "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+    },
+    label_key="fine_labels",
+    mean=(0.5071, 0.4865, 0.4409),
+    std=(0.2673, 0.2564, 0.2762),
+)
+
+
+def load_cifar10(split: str, data_dir: Path, download: bool, verify: bool) -> ImageData:
+    """50000 training or 10000 test images, uint8 [N, 3, 32, 32], of 10 classes. See `load_dataset`."""
+    return _load(_CIFAR10, split, data_dir, download, verify)
+
+
+def load_cifar100(split: str, data_dir: Path, download: bool, verify: bool) -> ImageData:
+    """50000 training or 10000 test images, uint8 [N, 3, 32, 32], of 100 classes (fine labels). See `load_dataset`."""
+    return _load(_CIFAR100, split, data_dir, download, verify)
+
+
+def _load(published: _Published, split: str, data_dir: Path, download: bool, verify: bool) -> ImageData:
+    md5s = published.files[split]
+    where = _find(published, split, data_dir)
+    if where is None and download:
+        where = data_dir / published.archive
+        download_file(_SITE + published.archive, where, published.archive_md5)
+    if where is None:
+        raise FileNotFoundError(
+            f"{published.name} is not in {data_dir.absolute()}: data_dir must hold the folder "
+            f"{published.folder} or the file {published.archive}, or pass download=True"
+        )
+    contents = _read_folder(where, md5s) if where.is_dir() else _read_archive(where, published.folder, md5s)
+    images, labels = [], []
+    for file, md5 in md5s.items():
+        source = str(where / file)
+        if verify:
+            check_md5(contents[file], md5, source)
+        batch_images, batch_labels = _parse(contents[file], source, published)
+        images.append(batch_images)
+        labels += batch_labels
+    return ImageData(
+        images=torch.from_numpy(np.concatenate(images).reshape(-1, *_IMAGE_SHAPE)),
+        labels=torch.from_numpy(np.array(labels, dtype=np.int64)),
+        num_classes=published.num_classes,
+        name=published.name,
+        mean=published.mean,
+        std=published.std,
+    )
+
+
+def _find(published: _Published, split: str, data_dir: Path) -> Path | None:
+    """The folder that holds the split's files, or else the archive; data_dir may itself be that folder."""
+    if all((data_dir / file).is_file() for file in published.files[split]):
+        return data_dir
+    for place in (data_dir, data_dir / published.name):
+        if (place / published.folder).is_dir():
+            return place / published.folder
+        if (place / published.archive).is_file():
+            return place / published.archive
+    return None
+
+
+def _read_folder(folder: Path, files: Iterable[str]) -> dict[str, bytes]:
+    """The contents of `files` by their names."""
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} is incomplete, it lacks {', '.join(missing)}: fetch the data set again")
+    return {file: (folder / file).read_bytes() for file in files}
+
+
+def _read_archive(archive: Path, folder: str, files: Iterable[str]) -> dict[str, bytes]:
+    """The contents of `files` in the archive's folder, by their names; nothing is unpacked to disk."""
+    members = {f"{folder}/{file}": file for file in files}
+    contents = {}
+    try:
+        with gzip.open(archive) as stream, tarfile.open(fileobj=stream) as tar:
+            for member in tar:  # in the archive's own order, so that it is decompressed only once
+                if member.isfile() and member.name in members:
+                    contents[members[member.name]] = tar.extractfile(member).read()
+            while stream.read(1 << 20):  # the checksum of the whole stands at its end
+                pass
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{archive} is damaged, or no archive ({error}): fetch it again") from error
+    missing = [member for member, file in members.items() if file not in contents]
+    if missing:
+        raise DataError(f"{archive} is incomplete, it lacks {', '.join(missing)}: fetch it again")
+    return contents
+
+
+def _parse(content: bytes, source: str, published: _Published) -> tuple[np.ndarray, list[int]]:
+    """Images uint8 [N, 3072] and N labels of one published file. Raises DataError, which names `source`."""
+    try:
+        batch = load_dict(content)
+    except pickle.UnpicklingError as error:
+        raise DataError(f"{source} {error}") from error
+    images, labels = batch.get("data"), batch.get(published.label_key)
+    width = math.prod(_IMAGE_SHAPE)
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != width:
+        given = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise DataError(f"{source}: 'data' must be a uint8 array [N, {width}], got {given}")
+    if not isinstance(labels, list) or len(labels) != len(images):
+        given = len(labels) if isinstance(labels, list) else type(labels).__name__
+        raise DataError(f"{source}: '{published.label_key}' must be a list of {len(images)} labels, got {given}")
+    if not all(type(label) is int and 0 <= label < published.num_classes for label in labels):
+        raise DataError(f"{source}: '{published.label_key}' must be ints from 0 to {published.num_classes - 1}")
+    return images, labels

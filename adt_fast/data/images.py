@@ -1,0 +1,81 @@
+"""ImageData: a whole data set in memory, as 8-bit images and labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .._checks import check_int
+
+
+class DataError(ValueError):
+    """A data file that is damaged, or not what it claims to be. The message names the file."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Images and labels of one split of a data set.
+
+    images: uint8 [N, C, H, W], 0 to 255, N at least 1. labels: int64 [N], 0 to num_classes - 1, on the same device.
+    num_classes: how many classes there are. name: the data set's name, e.g. "cifar10".
+    mean, std: per channel, of the training images in [0, 1]; what a model's normalisation takes.
+
+    Raises TypeError or ValueError that names the field, where one of these is not so.
+    """
+
+    images: Tensor
+    labels: Tensor
+    num_classes: int
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check_tensor("images", self.images, torch.uint8, 4)
+        _check_tensor("labels", self.labels, torch.int64, 1)
+        if self.images.numel() == 0:
+            raise ValueError(f"images must not be empty, got shape {list(self.images.shape)}")
+        if len(self.labels) != len(self.images):
+            raise ValueError(f"labels must be one per image, got {len(self.labels)} for {len(self.images)} images")
+        if self.labels.device != self.images.device:
+            raise ValueError(f"labels must be on the images' device {self.images.device}, got {self.labels.device}")
+        lowest, highest = self.labels.min().item(), self.labels.max().item()
+        if lowest < 0 or highest >= self.num_classes:
+            raise ValueError(f"labels must be in 0..{self.num_classes - 1}, got {lowest}..{highest}")
+        for field in ("mean", "std"):
+            if len(getattr(self, field)) != self.images.shape[1]:
+                raise ValueError(
+                    f"{field} must have one number per channel ({self.images.shape[1]}), "
+                    f"got {len(getattr(self, field))}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> ImageData:
+        """The same data on `device`; no copy where it is there already."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def subset(self, limit: int | None) -> ImageData:
+        """The first `limit` examples, or all of them where there are no more, or where limit is None.
+
+        Raises TypeError where limit is not an int, ValueError where it is below 1.
+        """
+        check_limit(limit)
+        return self if limit is None else replace(self, images=self.images[:limit], labels=self.labels[:limit])
+
+
+def check_limit(limit: int | None) -> None:
+    """A number of examples, or None for all."""
+    if limit is not None:
+        check_int("limit", limit, 1, 2**63)
+
+
+def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, dimensions: int) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dtype != dtype:
+        given = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a {dtype} tensor, got {given}")
+    if tensor.dim() != dimensions:
+        raise ValueError(f"{name} must have {dimensions} dimensions, got shape {list(tensor.shape)}")

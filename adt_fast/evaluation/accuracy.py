@@ -1,0 +1,73 @@
+"""Accuracy on natural and on adversarial images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .._batch_check import BatchCheck
+from ..data import BatchLoader, ImageData
+from ..model_state import check_model, device_of, model_mode
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How many images were classified right."""
+
+    correct: int
+    total: int
+
+    def __float__(self) -> float:
+        """The share, from 0 to 1."""
+        return self.correct / self.total
+
+    def __str__(self) -> str:
+        return f"{float(self):.2%}"
+
+
+def evaluate_accuracy(
+    model: nn.Module,
+    data: ImageData | Iterable[tuple[Tensor, Tensor]],
+    attack: Callable[[Tensor, Tensor], Tensor] | None = None,
+    *,
+    batch_size: int = 256,
+    progress: str | None = None,
+) -> Accuracy:
+    """A classifier's accuracy, natural or under an attack.
+
+    The model is in eval mode and in its own precision (autocast is off) whatever the caller's settings; afterwards
+    every module is in the mode it had.
+
+    Args:
+        model: images ``[B, C, H, W]`` in [0, 1] -> logits; it normalises inside.
+        data: an :class:`adt_fast.data.ImageData`, or batches (images, labels) such as a DataLoader gives; they move to
+            the model's device.
+        attack: (images, labels) -> adversarial images, such as ``PGD(model, epsilon, steps=20)``; None for natural
+            accuracy.
+        batch_size: for an ``ImageData``; other data comes in batches of its own.
+        progress: label of a progress bar, shown where stderr is a terminal; None for no bar.
+
+    Raises:
+        TypeError, ValueError: for bad images or labels, by name, or if there are no data.
+    """
+    check_model(model)
+    device = device_of(model) or torch.device("cpu")
+    batches = BatchLoader(data, batch_size, device=device) if isinstance(data, ImageData) else data
+    check_batch = BatchCheck(model)
+    correct = total = 0
+    bar = tqdm(batches, desc=progress, unit="batch", leave=False, disable=True if progress is None else None)
+    with bar, model_mode(model, "eval"), torch.autocast(device.type, enabled=False):
+        for images, labels in bar:
+            images, labels = images.to(device), labels.to(device)
+            check_batch(images, labels)
+            adversarial = images if attack is None else attack(images, labels)
+            with torch.no_grad():
+                correct += int((model(adversarial).argmax(1) == labels).sum())
+            total += len(images)
+    if total == 0:
+        raise ValueError("data must have at least one image, it is empty")
+    return Accuracy(correct, total)

@@ -1,0 +1,53 @@
+"""Per-channel normalisation as a layer, so that models take images in [0, 1] and epsilon is in those units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel, for images [B, C, H, W].
+
+    mean, std: one finite number per channel, std > 0, in the units of the image. They are kept as buffers [C, 1, 1], so
+    they move with the model and are saved with it.
+    Raises ValueError where the lengths differ, are zero, or a number is not finite or, for std, not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        mean, std = [float(value) for value in mean], [float(value) for value in std]
+        if not mean or len(mean) != len(std):
+            raise ValueError(f"mean and std need one number per channel each, got {len(mean)} and {len(std)} numbers")
+        if not all(map(math.isfinite, mean)):
+            raise ValueError(f"mean must be finite, got {mean}")
+        if not all(math.isfinite(value) and value > 0 for value in std):
+            raise ValueError(f"std must be finite and positive, got {std}")
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+    def extra_repr(self) -> str:
+        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
+
+def normalization(mean: Sequence[float] | None, std: Sequence[float] | None, in_channels: int) -> nn.Module:
+    """The first layer of a model: Normalize(mean, std), or nothing (nn.Identity) where both are None.
+
+    Raises ValueError where only one of the two is given, or their length is not in_channels.
+    """
+    if mean is None and std is None:
+        return nn.Identity()
+    if mean is None or std is None:
+        raise ValueError(f"mean and std must be given together, got mean={mean} and std={std}")
+    if len(mean) != in_channels:
+        raise ValueError(f"mean must have in_channels={in_channels} numbers, got {len(mean)}")
+    return Normalize(mean, std)

@@ -1,0 +1,50 @@
+"""Drives CMakeLists.txt, the one description of the native build."""
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeExtension(Extension):
+    """An extension whose sources are listed in CMakeLists.txt."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, sources=[])
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds with CMake and ninja, in setuptools' own build folder."""
+
+    def build_extension(self, extension: Extension) -> None:
+        import pybind11
+
+        output = Path(self.get_ext_fullpath(extension.name)).resolve().parent
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DADT_FAST_CUDA={os.environ.get('ADT_FAST_CUDA', 'auto')}",
+        ]
+        if architectures := os.environ.get("ADT_FAST_CUDA_ARCHITECTURES"):
+            configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
+        self.spawn(configure)
+        self.spawn(["cmake", "--build", str(build), "--target", "_C"])
+        self._copy_beside_sources(extension)
+
+    def _copy_beside_sources(self, extension: Extension) -> None:
+        """In a checkout, Python started in its root finds `adt_fast/` there first: it needs the module too."""
+        built = Path(self.get_ext_fullpath(extension.name)).resolve()
+        beside = ROOT / "adt_fast" / built.name
+        if (ROOT / ".git").exists() and built != beside:
+            self.copy_file(str(built), str(beside))
+
+
+setup(ext_modules=[CMakeExtension("adt_fast._C")], cmdclass={"build_ext": CMakeBuild})

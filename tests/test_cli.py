@@ -1,0 +1,208 @@
+"""The command line, with small limits: what a run leaves and prints, and what a bad flag gets."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from adt_fast import cli
+from adt_fast.checkpoint import load_model
+from adt_fast.trainer import Trainer
+
+SMALL = ["--train-limit", "96", "--test-limit", "40", "--epochs", "2", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def train(*flags):
+    return cli.main(["train", *SMALL, *flags])
+
+
+def test_train_leaves_a_run_folder(tmp_path, capsys):
+    assert train("--output", "run", "--epsilon", "8/255", "--seed", "3") == 0
+    folder = tmp_path / "run"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "metrics.jsonl", "model.safetensors"]
+
+    recorded = yaml.safe_load((folder / "config.yaml").read_text())
+    config = recorded["config"]
+    assert (config["method"], config["dataset"], config["model"]) == ("adt-exp", "digits", "small-cnn")
+    assert (config["epsilon"], config["seed"], config["steps"], config["samples"]) == (8 / 255, 3, 7, 5)
+    assert config["recipe"] == "published" and config["train_limit"] == 96
+    assert recorded["versions"]["torch"] == torch.__version__
+
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["epoch", "epoch", "test"]
+    assert [line["epoch"] for line in lines[:2]] == [1, 2]
+    assert all(line["time"].endswith("+00:00") and line["images"] == 96 for line in lines[:2])
+    assert lines[2]["natural"]["total"] == lines[2]["PGD-20"]["total"] == 40
+
+    output = capsys.readouterr()
+    assert "adt-exp on digits: 96 training images, 2 epochs, epsilon 0.03137" in output.out
+    assert f"natural  {lines[2]['natural']['correct'] / 40:.2%}".split() == row(output.out, "natural")[:2]
+    assert row(output.out, "PGD-20")[2:] == [str(lines[2]["PGD-20"]["correct"]), "of", "40"]
+    assert "epoch 2/2" in output.out and "it/s" not in output.err, "lines instead of a bar: this is no terminal"
+
+    model, metadata = load_model(folder / "model.safetensors")
+    assert metadata["extra"]["epsilon"] == 8 / 255 and not model.training
+
+
+def row(output, name):
+    return next(line for line in output.splitlines() if line.startswith(name)).split()
+
+
+def test_evaluate_gives_the_closing_table_again(capsys):
+    train("--output", "run", "--method", "standard")
+    table = capsys.readouterr().out.split("\n\n")[1]
+    for path in ("run", "run/model.safetensors"):
+        assert cli.main(["evaluate", path, "--test-limit", "40", "--device", "cpu"]) == 0
+        assert table in capsys.readouterr().out
+    cli.main(["evaluate", "run", "--epsilon", "1/1000", "--device", "cpu"])
+    output = capsys.readouterr().out
+    assert row(output, "natural")[4] == "360" and row(output, "natural")[1:] == row(output, "PGD-20")[1:]
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert train("--output", name, "--seed", seed, "--epochs", "1") == 0
+    a, b, c = (load_model(tmp_path / name / "model.safetensors")[0].fc.weight for name in "abc")
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--method", "at-pgd", "--steps", "2", "--step-size", "1/50"],
+        ["--recipe", "paper", "--samples", "2", "--steps", "1", "--entropy-weight", "0.1"],
+        ["--method", "standard", "--model", "wrn-10-1", "--schedule", "step", "--batch-size", "50"],
+    ],
+)
+def test_other_settings_train(flags, tmp_path):
+    assert train(*flags) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "model.safetensors").exists()
+    assert folder.name.startswith(f"digits-{flags[1] if flags[0] == '--method' else 'adt-exp'}-")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--method", "adt-expp"], "did you mean 'adt-exp'"),
+        (["--dataset", "cifar11"], "did you mean 'cifar10'"),
+        (["--model", "wrn-28-1O"], "did you mean 'wrn-28-10'"),
+        (["--model", "wrn-11-2"], "6 n + 4"),
+        (["--dataset", "cifar10", "--data-dir", "nowhere"], "nowhere"),
+        (["--epochs", "0"], "epochs"),
+        (["--epochs", "two"], "expected a whole number, got 'two'"),
+        (["--batch-size", "0"], "batch_size"),
+        (["--epsilon", "0"], "epsilon"),
+        (["--epsilon", "8/0"], "expected a number such as 0.03 or 8/255"),
+        (["--recipe", "other"], "recipe must be one of 'published', 'paper'"),
+        (["--samples", "0"], "samples"),
+        (["--method", "standard", "--samples", "3"], "samples is no option of method 'standard'"),
+        (["--device", "tpu9"], "device must be auto"),
+        (["--seed", "-1"], "seed"),
+        (["--epsilno", "0.1"], "--epsilon"),
+        (["--schedule", "linear"], "one-cycle"),
+    ],
+)
+def test_bad_flags_get_a_message_and_status_2(flags, message, tmp_path, capsys):
+    assert train(*flags) == 2
+    output = capsys.readouterr()
+    flattened = " ".join((output.out + output.err).replace("│", " ").split())
+    assert message in flattened and "Traceback" not in flattened
+    assert not (tmp_path / "runs").exists(), "nothing is left behind"
+
+
+def test_an_output_folder_in_use_is_refused(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    assert train("--output", "run", "--method", "standard") == 0, "an empty folder will do"
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert train("--output", "run") == 2
+    assert "output must be a new or an empty folder, but run holds something" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    (tmp_path / "file").touch()
+    assert train("--output", "file") == 2
+
+
+@pytest.mark.parametrize(
+    "error, status, message",
+    [
+        (KeyboardInterrupt(), 130, "interrupted; the metrics so far are in run"),
+        (FloatingPointError("the training loss is nan"), 1, "the training loss is nan"),
+    ],
+)
+def test_a_run_that_ends_early(error, status, message, monkeypatch, tmp_path, capsys):
+    def step(self, images, labels):
+        raise error
+
+    monkeypatch.setattr(Trainer, "step", step)
+    assert train("--output", "run") == status
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["evaluate", "nothing"], "nothing"),
+        (["evaluate", "."], "model.safetensors"),
+        (["evaluate", "junk"], "junk"),
+        (["evaluate"], "RUN_OR_CHECKPOINT"),
+        ([], "train"),
+    ],
+)
+def test_evaluate_without_a_model(arguments, message, tmp_path, capsys):
+    (tmp_path / "junk").write_bytes(b"junk")
+    assert cli.main(arguments) == 2
+    output = capsys.readouterr()
+    assert message in output.out + output.err and "Traceback" not in output.err
+
+
+def test_evaluate_refuses_impossible_settings(capsys):
+    train("--output", "run", "--method", "standard")
+    for flag, value, message in (
+        ("--epsilon", "0", "epsilon"),
+        ("--batch-size", "0", "batch_size"),
+        ("--seed", "-1", "seed"),
+        ("--test-limit", "0", "limit"),
+        ("--dataset", "mnist", "unknown dataset"),
+        ("--device", "cuda:77", "device"),
+    ):
+        assert cli.main(["evaluate", "run", flag, value]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_info(capsys):
+    assert cli.main(["info"]) == 0
+    output = capsys.readouterr().out
+    assert "cpu instruction set" in output and torch.__version__ in output
+
+
+def test_help_tells_the_defaults(capsys):
+    assert cli.main(["train", "--help"]) == 0
+    output = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "0.15 for digits; 0.03137 for cifar10, cifar100; 0.01569 for svhn" in output
+    assert "adt-exp|at-pgd|standard" in output
+
+
+def test_as_a_process(tmp_path):
+    command = [sys.executable, "-m", "adt_fast.cli", "train", *SMALL, "--method", "standard", "--output", "run"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "PGD-20" in result.stdout and "Traceback" not in result.stderr
+    failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert failed.returncode == 2 and "new or an empty folder" in failed.stderr
