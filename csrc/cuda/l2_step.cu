@@ -5,7 +5,6 @@
 // Threads: one block per example; both norms are summed in double, so that tiny gradients do not underflow when
 // squared, and in a fixed order.
 #include "projected_step.h"
-#include "reduce.h"
 
 namespace adt {
 namespace cuda {
@@ -27,12 +26,12 @@ __global__ void __launch_bounds__(kBlockSumThreads, 4)
     S* x_adv_source = static_cast<S*>(args.x_adv) + start;
 
     double grad_squares = 0;
-    for (int64_t i = threadIdx.x * kRun; i < size; i += kBlockSumThreads * kRun) {
+    for_each_run<kRun>(size, [&](int64_t i) {
       T grad[kRun];
       load_run(grad_source + i, grad);
 #pragma unroll
       for (int j = 0; j < kRun; ++j) grad_squares += squared(grad[j]);
-    }
+    });
     const Rescale<T> step(::sqrt(block_sum(grad_squares)), args.step_size);
 
     // x and v - x of a run.
@@ -46,22 +45,22 @@ __global__ void __launch_bounds__(kBlockSumThreads, 4)
     };
 
     double delta_squares = 0;
-    for (int64_t i = threadIdx.x * kRun; i < size; i += kBlockSumThreads * kRun) {
+    for_each_run<kRun>(size, [&](int64_t i) {
       T x[kRun], delta[kRun];
       load_moved(i, x, delta);
 #pragma unroll
       for (int j = 0; j < kRun; ++j) delta_squares += squared(delta[j]);
-    }
+    });
     const double norm = ::sqrt(block_sum(delta_squares));
     const T shrink = static_cast<T>(norm > args.ball.epsilon ? args.ball.epsilon / norm : 1.0);
 
-    for (int64_t i = threadIdx.x * kRun; i < size; i += kBlockSumThreads * kRun) {
+    for_each_run<kRun>(size, [&](int64_t i) {
       T x[kRun], delta[kRun], x_adv[kRun];
       load_moved(i, x, delta);
 #pragma unroll
       for (int j = 0; j < kRun; ++j) x_adv[j] = clamp<T>(x[j] + delta[j] * shrink, bounds.lower, bounds.upper);
       store_run(x_adv_source + i, x_adv);
-    }
+    });
   }
 }
 

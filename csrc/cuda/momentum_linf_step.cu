@@ -5,7 +5,6 @@
 //
 // Threads: one block per example; the norm is summed in double, in a fixed order.
 #include "projected_step.h"
-#include "reduce.h"
 
 namespace adt {
 namespace cuda {
@@ -23,15 +22,15 @@ __global__ void __launch_bounds__(kBlockSumThreads, 4)
     T* momentum_source = static_cast<T*>(args.momentum) + start;
 
     double magnitude = 0;
-    for (int64_t i = threadIdx.x * kRun; i < size; i += kBlockSumThreads * kRun) {
+    for_each_run<kRun>(size, [&](int64_t i) {
       T grad[kRun];
       load_run(grad_source + i, grad);
 #pragma unroll
       for (int j = 0; j < kRun; ++j) magnitude += static_cast<double>(absolute(grad[j]));
-    }
+    });
     const Rescale<T> normalized(block_sum(magnitude), 1.0);
 
-    for (int64_t i = threadIdx.x * kRun; i < size; i += kBlockSumThreads * kRun) {
+    for_each_run<kRun>(size, [&](int64_t i) {
       T grad[kRun], momentum[kRun];
       load_run(grad_source + i, grad);
       load_run(momentum_source + i, momentum);
@@ -39,7 +38,7 @@ __global__ void __launch_bounds__(kBlockSumThreads, 4)
       for (int j = 0; j < kRun; ++j) momentum[j] = decay * momentum[j] + normalized(grad[j]);
       store_run(momentum_source + i, momentum);
       sign_step(x + i, x_adv + i, bounds, step_size, momentum);
-    }
+    });
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "../math/projection.h"
 #include "access.h"
+#include "reduce.h"
 
 namespace adt {
 namespace cuda {
@@ -46,6 +47,14 @@ template <class T, class S, class G, class F> void with_run(const StepArgs& args
     }
   }
   f(std::integral_constant<int, 1>{});
+}
+
+// Calls f(i) for the start i of each run that a thread owns of an example, where one block of kBlockSumThreads does the
+// example. Two runs are in flight at a time: the compiler's own choice, four, costs registers, on sm_100 more than
+// there are.
+template <int kRun, class F> __device__ __forceinline__ void for_each_run(int64_t size, F f) {
+#pragma unroll 2
+  for (int64_t i = threadIdx.x * kRun; i < size; i += kBlockSumThreads * kRun) f(i);
 }
 
 // Moves a run of x_adv along sign(direction) and projects.
