@@ -26,6 +26,8 @@ class CMakeBuild(build_ext):
         output = Path(self.get_ext_fullpath(extension.name)).resolve().parent
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
+        # An earlier build's cache names tools of pip's isolated environment, which is gone. The objects are kept.
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
