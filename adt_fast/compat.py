@@ -5,12 +5,21 @@ Replace the script's function by ``from adt_fast.compat import adt_loss``.
 
 from __future__ import annotations
 
+from typing import Any
+from weakref import WeakKeyDictionary
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .attacks import EXP
+from .attacks.base import seeded_by_torch
+from .input_gradient import EngineOptions
+from .model_state import device_of, unwrap
 from .noise import NoiseStream
+
+# A script calls once a minibatch: what a maximizer prepares is kept as long as the optimizer lives.
+_maximizers: WeakKeyDictionary[Optimizer, tuple[dict[str, Any], EXP]] = WeakKeyDictionary()
 
 
 def adt_loss(
@@ -30,7 +39,8 @@ def adt_loss(
 
     As there, the model is in eval mode for the inner steps and in train mode afterwards, and the optimizer's gradients
     are zeroed before the outer forward pass. Unlike there, the inner steps compute no weight gradients, so gradients
-    of parameters that the optimizer does not know stay as they are, and the device need not be CUDA.
+    of parameters that the optimizer does not know stay as they are, and the device need not be CUDA. On CUDA, inner
+    convolutions run in TF32, PyTorch's default for them.
 
     Args:
         model: images -> logits; attacked without its DataParallel wrapper, trained with it.
@@ -52,17 +62,24 @@ def adt_loss(
         TypeError, ValueError: for a bad argument, by name.
         FloatingPointError: if an inner gradient is NaN or infinite.
     """
-    maximizer = EXP(
-        model,
-        epsilon,
-        steps=perturb_steps,
-        samples=num_samples,
-        step_size=learning_rate,
-        entropy_weight=lbd,
-        recipe="published",
-        noise=noise,
-    )
+    settings = {
+        "epsilon": epsilon,
+        "steps": perturb_steps,
+        "samples": num_samples,
+        "step_size": learning_rate,
+        "entropy_weight": lbd,
+    }
+    maximizer = _maximizer(model, optimizer, settings, noise)
     x_adv = maximizer.perturb(x_natural, y)[0]
     model.train()
     optimizer.zero_grad()
     return F.cross_entropy(model(x_adv), y)
+
+
+def _maximizer(model: nn.Module, optimizer: Optimizer, settings: dict[str, Any], noise: NoiseStream | None) -> EXP:
+    known, maximizer = _maximizers.get(optimizer, ({}, None))
+    if maximizer is None or known != settings or maximizer.model is not unwrap(model):
+        maximizer = EXP(model, recipe="published", engine=EngineOptions(precision="tf32"), noise=noise, **settings)
+        _maximizers[optimizer] = settings, maximizer
+    maximizer.noise = seeded_by_torch(device_of(model)) if noise is None else noise
+    return maximizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -14,6 +14,7 @@ from ._arguments import Folder, Integer, Number, Text, argument, default_is
 from ._checks import check_int
 from ._suggest import unknown_name_message
 from .data import dataset_names
+from .input_gradient import EngineOptions, Precision
 from .methods import method_names, method_spec
 from .schedules import ScheduleName
 
@@ -136,6 +137,19 @@ class TrainConfig:
     """Of the learning rate: one-cycle (up, then down to 0), cosine, step (the paper's: a tenth of it for the last
     2 epochs of 76), or constant."""
 
+    precision: Precision = "auto"
+    """Of the network while images are perturbed: fp32; tf32 (CUDA); bf16 or fp16, watched and given up where they are
+    not close enough to fp32; auto, 16 bits where the device is fast at them. The training pass then runs in bf16."""
+
+    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Compile the network that is attacked, which takes a minute."""
+
+    graph: Literal["auto", "on", "off"] = "auto"
+    """Capture the inner loop in a CUDA graph; auto is on."""
+
+    chunk: Annotated[int | None, Integer, default_is("what memory suggests")] = None
+    """At most so many images at once through the network that is attacked."""
+
     seed: Annotated[int, Integer] = 0
     """Of the initial weights, the order of the images, their augmentation, and the noise; >= 0."""
 
@@ -167,7 +181,17 @@ class TrainConfig:
         for name in ("momentum", "weight_decay"):
             _check_number(name, getattr(config, name), at_least=0.0)
         check_int("seed", config.seed, 0, 2**63)
+        config.engine_options()
         return config
+
+    def engine_options(self) -> EngineOptions:
+        """How the maximizer's gradients are computed."""
+        return EngineOptions(
+            precision=self.precision,
+            compile=self.compile,
+            graph={"auto": "auto", "on": True, "off": False}[self.graph],
+            chunk="auto" if self.chunk is None else self.chunk,
+        )
 
     def method_options(self) -> dict[str, Any]:
         """The maximizer's options that are set."""

@@ -48,6 +48,7 @@ class TrainingRun:
         self.train_loader = self._train_loader(train_data)
         self.test_loader = _test_loader(test_data, config.device)
         self.trainer = self._trainer()
+        self._agreements_logged = 0
         if config.output is None:
             self.folder = RunFolder.named_by_time(f"runs/{config.dataset}-{config.method}")
         else:
@@ -102,15 +103,31 @@ class TrainingRun:
             lr=config.learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            fused=True,
         )
         noise = NoiseStream(config.seed, config.device)
         method = create_method(
-            config.method, self.model, epsilon=config.epsilon, noise=noise, **config.method_options()
+            config.method,
+            self.model,
+            epsilon=config.epsilon,
+            noise=noise,
+            engine=config.engine_options(),
+            **config.method_options(),
         )
-        return Trainer(self.model, optimizer, method)
+        outer_precision = "fp32" if config.precision in ("fp32", "tf32") else "auto"
+        return Trainer(self.model, optimizer, method, outer_precision=outer_precision)
 
     def _log_epoch(self, result: EpochResult) -> None:
         self.folder.log(event="epoch", **asdict(result))
+        if self.trainer.method.maximizer is None:
+            return
+        engine = self.trainer.method.maximizer.input_gradient
+        if result.epoch == 1:
+            self.folder.log(event="engine", **engine.features())
+        if engine.guard is not None:
+            for agreement in engine.guard.history[self._agreements_logged :]:
+                self.folder.log(event="precision", **agreement._asdict())
+            self._agreements_logged = len(engine.guard.history)
 
 
 def pgd_20(model: nn.Module, epsilon: float, seed: int) -> PGD:

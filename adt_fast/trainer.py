@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,14 @@ from ._batch_check import BatchCheck
 from ._checks import check_choice, check_int
 from .attacks import ExpRecipe
 from .attacks.recipes import RecipeName
+from .data import BatchLoader
+from .data.prefetch import prefetched
+from .input_gradient import EngineOptions
 from .methods import Method, OuterResult, create_method
 from .model_state import ModelMode, check_mode, check_model, device_of, model_mode
 from .noise import NoiseStream
+
+OuterPrecision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,22 @@ class Trainer:
         method: a :class:`adt_fast.methods.Method` for this model, see :func:`adt_fast.methods.create_method`.
         outer_mode: the mode of the model in the outer pass, the one that trains: ``"train"`` (default), ``"eval"``,
             or ``"keep"`` for the mode each module is in. The maximizer has its own mode.
+        outer_precision: of the pass that trains: ``"fp32"``; ``"bf16"``, by autocast, with the weights, their gradients
+            and the optimizer in float32; or ``"auto"`` (default), bf16 where the maximizer's gradients run in 16 bits
+            and the device multiplies bf16 in hardware.
 
     Raises:
         TypeError, ValueError: for a bad argument, by name.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, method: Method, *, outer_mode: ModelMode = "train"
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        method: Method,
+        *,
+        outer_mode: ModelMode = "train",
+        outer_precision: OuterPrecision = "auto",
     ) -> None:
         check_model(model)
         if not isinstance(optimizer, Optimizer):
@@ -73,10 +87,12 @@ class Trainer:
         if not isinstance(method, Method):
             raise TypeError(f"method must be an adt_fast.methods.Method, got {type(method).__name__}")
         check_mode("outer_mode", outer_mode)
+        check_choice("outer_precision", outer_precision, get_args(OuterPrecision))
         self.model = model
         self.optimizer = optimizer
         self.method = method
         self.outer_mode: ModelMode = outer_mode
+        self.outer_precision: OuterPrecision = outer_precision
         self._check_batch = BatchCheck(model)
 
     def step(self, images: Tensor, labels: Tensor) -> StepResult:
@@ -94,8 +110,10 @@ class Trainer:
         """
         images, labels = self._to_model(images, labels)
         self._check_batch(images, labels)
+        adversarial = self.method.perturb(images, labels)
         with model_mode(self.model, self.outer_mode):
-            outer = self.method.loss(self.model, images, labels)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self._outer_is_half(images)):
+                outer = self.method.outer_loss(self.model, images, adversarial, labels)
             self.optimizer.zero_grad()
             outer.loss.backward()
         loss, accuracy = _loss_and_accuracy(outer)
@@ -118,7 +136,8 @@ class Trainer:
         """Trains for a number of epochs.
 
         Args:
-            loader: gives (images, labels) as :meth:`step` takes them; iterated once per epoch.
+            loader: gives (images, labels) as :meth:`step` takes them; iterated once per epoch. Minibatches from host
+                memory are copied to a GPU one ahead, while it works.
             epochs: >= 1.
             scheduler: of the learning rate; its ``step()`` is called once per epoch or per minibatch, as
                 ``schedule_every`` says.
@@ -155,7 +174,7 @@ class Trainer:
         start = time.perf_counter()
         loss = accuracy = 0.0
         count = 0
-        for images, labels in loader:
+        for images, labels in self._prefetched(loader):
             result = self.step(images, labels)
             loss += result.loss * result.images
             accuracy += result.accuracy * result.images
@@ -169,6 +188,20 @@ class Trainer:
         seconds = time.perf_counter() - start
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
         return EpochResult(epoch, loss / count, accuracy / count, count, seconds, learning_rate)
+
+    def _prefetched(self, loader: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
+        device = device_of(self.model)
+        return loader if device is None or isinstance(loader, BatchLoader) else prefetched(loader, device)
+
+    def _outer_is_half(self, images: Tensor) -> bool:
+        if self.outer_precision != "auto":
+            return self.outer_precision == "bf16"
+        maximizer = self.method.maximizer
+        if maximizer is None or images.dtype != torch.float32:
+            return False
+        if maximizer.input_gradient.options.half_dtype(images.device) is None:
+            return False
+        return images.device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
     def _to_model(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         device = device_of(self.model)
@@ -196,7 +229,9 @@ class ADTExpTrainer(Trainer):
         recipe: ``"published"`` (default: the paper's numbers came from that code), ``"paper"``, or an
             :class:`adt_fast.attacks.ExpRecipe` with options of your own.
         seed: of the noise.
-        chunk: at most this many of the k * B images go through the model at once, to bound memory; None for all.
+        engine: how the inner gradients are computed, see :class:`adt_fast.input_gradient.EngineOptions`: precision,
+            compilation, CUDA graphs, memory. The default chooses for the device, and watches over what it chose.
+        outer_precision: see :class:`Trainer`.
 
     Raises:
         TypeError, ValueError: for a bad argument, by name.
@@ -214,8 +249,9 @@ class ADTExpTrainer(Trainer):
         entropy_weight: float = 0.01,
         recipe: RecipeName | ExpRecipe = "published",
         seed: int = 0,
-        chunk: int | None = None,
+        engine: EngineOptions | None = None,
         outer_mode: ModelMode = "train",
+        outer_precision: OuterPrecision = "auto",
     ) -> None:
         check_model(model)
         self.noise = NoiseStream(seed, device_of(model) or "cpu")
@@ -230,6 +266,6 @@ class ADTExpTrainer(Trainer):
             step_size=step_size,
             entropy_weight=entropy_weight,
             recipe=recipe,
-            chunk=chunk,
+            engine=engine,
         )
-        super().__init__(model, optimizer, method, outer_mode=outer_mode)
+        super().__init__(model, optimizer, method, outer_mode=outer_mode, outer_precision=outer_precision)

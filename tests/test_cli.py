@@ -45,6 +45,9 @@ def test_train_leaves_a_run_folder(tmp_path, capsys):
     assert recorded["versions"]["torch"] == torch.__version__
 
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    engine = [line for line in lines if line["event"] in ("engine", "precision")]
+    lines = [line for line in lines if line not in engine]
+    assert engine[0]["event"] == "engine" and engine[0]["twin"].startswith("on, fused")
     assert [line["event"] for line in lines] == ["epoch", "epoch", "test"]
     assert [line["epoch"] for line in lines[:2]] == [1, 2]
     assert all(line["time"].endswith("+00:00") and line["images"] == 96 for line in lines[:2])

@@ -13,6 +13,7 @@ from plain_adt import TinyClassifier, published_inner, recipe_inner, tiny_batch
 
 from adt_fast import NoiseStream, ops
 from adt_fast.attacks import EXP, PAPER, PUBLISHED, exp_recipe
+from adt_fast.input_gradient import FLOAT32, EngineOptions
 
 SETTINGS = {"epsilon": 0.1, "step_size": 0.3, "entropy_weight": 0.02}
 STEPS, SAMPLES, SEED = 5, 3, 11
@@ -38,9 +39,9 @@ RECIPES = {"published": PUBLISHED, "paper": PAPER}
 RECIPES |= {f"{name}-{option}": other(recipe, option) for name, recipe in RECIPES.items() for option in OPTIONS}
 
 
-def ours(model, images, labels, recipe, chunk=None):
+def ours(model, images, labels, recipe, engine=FLOAT32):
     noise = NoiseStream(SEED, images.device, offset=3)
-    attack = EXP(model, steps=STEPS, samples=SAMPLES, recipe=recipe, noise=noise, chunk=chunk, **SETTINGS)
+    attack = EXP(model, steps=STEPS, samples=SAMPLES, recipe=recipe, noise=noise, engine=engine, **SETTINGS)
     result = attack.maximize(images, labels)
     assert noise.offset == 3 + STEPS + 1
     return result
@@ -97,7 +98,7 @@ def test_the_published_script(problem, dtype):
 
 def assert_float32_rounding(found, expected):
     errors = torch.cat([(a - b).abs().flatten() for a, b in zip(found, expected, strict=True)])
-    assert errors.quantile(0.99) < 1e-6, f"99% of (mu, rho) must agree to rounding: {errors.quantile(0.99)}"
+    assert errors.quantile(0.99) < 2e-6, f"99% of (mu, rho) must agree to rounding: {errors.quantile(0.99)}"
     assert errors.max() < 1e-3, f"all of (mu, rho) must agree to Adam's magnified rounding: {errors.max()}"
 
 
@@ -110,7 +111,7 @@ def test_layout_and_chunks_do_not_change_the_distribution(problem, name, layout)
         images = images.contiguous(memory_format=torch.channels_last)
     else:
         images = torch.stack([images, images], dim=-1)[..., 0]
-    result = ours(model, images, labels, name, chunk=4)
+    result = ours(model, images, labels, name, EngineOptions(precision="fp32", chunk=4))
     assert_float32_rounding(result[:2], expected[:2])
 
 

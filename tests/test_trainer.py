@@ -9,6 +9,7 @@ from plain_adt import TinyClassifier, recipe_inner, tiny_batch
 
 from adt_fast import NoiseStream, ops
 from adt_fast.attacks import PGD, exp_recipe
+from adt_fast.input_gradient import EngineOptions
 from adt_fast.methods import Method, create_method, cross_entropy, method_names, method_spec
 from adt_fast.trainer import ADTExpTrainer, EpochResult, StepResult, Trainer
 
@@ -103,7 +104,7 @@ def test_keep_leaves_frozen_batch_norm_alone(problem):
 def test_steps_are_reproducible_and_chunks_do_not_matter(problem):
     model, images, labels = problem
     weights = []
-    for options in ({}, {}, {"chunk": 5}, {"seed": 14}):
+    for options in ({}, {}, {"engine": EngineOptions(chunk=5)}, {"seed": 14}):
         mine = copy.deepcopy(model)
         trainer_of(mine, **options).step(images, labels)
         weights.append(mine.fc.weight)
@@ -286,7 +287,7 @@ def test_bad_settings(options, error, message):
 
 
 @pytest.mark.parametrize(
-    "name, value", [("epsilon", -1.0), ("steps", -1), ("samples", 0), ("recipe", "x"), ("chunk", 0), ("seed", 2**63)]
+    "name, value", [("epsilon", -1.0), ("steps", -1), ("samples", 0), ("recipe", "x"), ("outer_precision", "fp16"), ("seed", 2**63)]
 )
 def test_bad_settings_of_adt_exp(name, value):
     model = TinyClassifier()

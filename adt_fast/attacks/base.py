@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._batch_check import BatchCheck
 from .._checks import check_ball
-from ..input_gradient import InputGradient, PerExampleLoss, cross_entropy
+from ..input_gradient import FLOAT32, EngineOptions, InputGradient, PerExampleLoss, cross_entropy
 from ..model_state import ModelMode, device_of
 from ..noise import NoiseStream
 
@@ -26,7 +26,7 @@ class Attack(ABC):
         lower, upper: the data bounds, lower < upper. Adversarial images stay inside.
         loss: the loss of each example to be raised. Default: cross entropy.
         model_mode: how the model runs while attacked: ``"eval"`` (default), ``"train"`` or ``"keep"``.
-        chunk: at most this many images go through the model at once; None for all.
+        engine: how gradients are computed, see :class:`adt_fast.input_gradient.EngineOptions`. Default: in float32.
         check_finite: raise FloatingPointError on a gradient that is NaN or infinite.
         noise: where random numbers come from; every call advances it. Default: a stream seeded from torch's default
             generator, so that ``torch.manual_seed`` governs. It follows the images from one device to another.
@@ -44,7 +44,7 @@ class Attack(ABC):
         upper: float = 1.0,
         loss: PerExampleLoss = cross_entropy,
         model_mode: ModelMode = "eval",
-        chunk: int | None = None,
+        engine: EngineOptions = FLOAT32,
         check_finite: bool = True,
         noise: NoiseStream | None = None,
     ) -> None:
@@ -52,7 +52,7 @@ class Attack(ABC):
         if noise is not None and not isinstance(noise, NoiseStream):
             raise TypeError(f"noise must be a NoiseStream or None, got {type(noise).__name__}")
         self.input_gradient = InputGradient(
-            model, loss=loss, model_mode=model_mode, chunk=chunk, check_finite=check_finite
+            model, loss=loss, model_mode=model_mode, options=engine, check_finite=check_finite
         )
         self.epsilon = float(epsilon)
         self.lower = float(lower)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._checks import check_finite, check_int, check_samples
-from .._layout import preferred_layout, with_layout
+from .._layout import preferred_layout, samples_with_layout, with_layout
+from ..input_gradient import GradientSession
 from .base import Attack
 from .pgd import check_step_size
 from .recipes import ExpRecipe, RecipeName, exp_recipe
@@ -74,50 +75,54 @@ class EXP(Attack):
             images: ``[B, C, H, W]``, float32 or float64, contiguous or channels_last; the results are like it.
             labels: int64 ``[B]``.
         """
-        x = with_layout(images.detach(), preferred_layout(images))
-        noise = self.noise_on(x.device)
-        mu, rho = torch.zeros_like(x), torch.full_like(x, self.recipe.rho_init)
-        self._ascend(mu, rho, x, labels, noise.state)
-        x_adv, _ = ops.tanh_gaussian_sample(
-            x, mu, rho, noise.state,
-            samples=self.recipe.outer_samples, draw=self.steps, density=False, **self._sampling_ball,
-        )  # fmt: skip
+        noise = self.noise_on(images.device)
+        settings = (*self.ball.values(), self.steps, self.samples, self.step_size, self.entropy_weight, self.recipe)
+        mu, rho, x_adv = self.input_gradient.run(
+            self._ascend, images.detach(), labels, reads=(noise.state,), key=(type(self), settings)
+        )
         noise.advance(self.steps + 1)
-        return Maximized(mu, rho, x_adv)
+        layout = preferred_layout(images)
+        return Maximized(with_layout(mu, layout), with_layout(rho, layout), samples_with_layout(x_adv, layout))
 
     def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
         """Samples of the distribution found, ``[n, B, C, H, W]``; n is the recipe's ``outer_samples``."""
         return self.maximize(images, labels).x_adv
 
-    def _ascend(self, mu: Tensor, rho: Tensor, x: Tensor, labels: Tensor, noise: Tensor) -> None:
-        """``steps`` ascent steps on (mu, rho), in place."""
-        if self.steps == 0:
-            return
-        options = self._ascent_options(mu, rho)
-        folded_labels = labels.repeat(self.samples)  # [k * B]
-        x_adv, _ = ops.tanh_gaussian_sample(
-            x, mu, rho, noise, samples=self.samples, density=False, **self._sampling_ball
-        )
+    def _ascend(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``steps`` ascent steps from the start, and samples of the distribution they end at: (mu, rho, x_adv)."""
+        x = with_layout(images, gradient.layout(images))
+        noise = self.noise.state
+        mu, rho = torch.zeros_like(x), torch.full_like(x, self.recipe.rho_init)
+        if self.steps > 0:
+            options = self._ascent_options(mu, rho)
+            folded_labels = labels.repeat(self.samples)  # [k * B]
+            x_adv, _ = ops.tanh_gaussian_sample(
+                x, mu, rho, noise, samples=self.samples, dtype=gradient.dtype, density=False, **self._sampling_ball
+            )
         for step in range(self.steps):
-            grad = self.input_gradient(x_adv.flatten(0, 1), folded_labels).grad.view_as(x_adv)
+            result = gradient(x_adv.flatten(0, 1), folded_labels)
+            options["grad_scale"] = self._objective_scale(len(x)) / result.loss_scale
+            grad = result.grad.view_as(x_adv)
             if step + 1 < self.steps:
-                ops.tanh_gaussian_ascent_step_and_sample_(
-                    mu, rho, grad, x, noise, draw=step, out=x_adv, **options
-                )
+                ops.tanh_gaussian_ascent_step_and_sample_(mu, rho, grad, x, noise, draw=step, out=x_adv, **options)
             else:
                 ops.tanh_gaussian_ascent_step_(mu, rho, grad, x, noise, draw=step, **options)
+        x_adv, _ = ops.tanh_gaussian_sample(
+            x, mu, rho, noise, samples=self.recipe.outer_samples, draw=self.steps, density=False, **self._sampling_ball
+        )
+        return mu, rho, x_adv
+
+    def _objective_scale(self, batch: int) -> float:
+        """What the recipe's objective is of the sum of all k * B losses."""
+        return 1 / batch if self.recipe.objective == "sum_of_batch_means" else 1 / self.samples
 
     def _ascent_options(self, mu: Tensor, rho: Tensor) -> dict[str, Any]:
-        """The recipe, in the operators' terms. The gradient given to them is of the sum of all k * B losses."""
+        """The recipe, in the operators' terms."""
         recipe = self.recipe
-        if recipe.objective == "sum_of_batch_means":
-            grad_scale, entropy_weight = 1 / len(mu), self.entropy_weight
-        else:
-            grad_scale, entropy_weight = 1 / self.samples, self.entropy_weight / self.samples
+        per_example = recipe.objective == "mean_per_example"
         return {
             "step_size": self.step_size,
-            "grad_scale": grad_scale,
-            "entropy_weight": entropy_weight,
+            "entropy_weight": self.entropy_weight / self.samples if per_example else self.entropy_weight,
             "entropy_reduction": recipe.entropy_reduction,
             "log_offset": recipe.log_offset,
             "update": recipe.update,
@@ -128,4 +133,3 @@ class EXP(Attack):
     @property
     def _sampling_ball(self) -> dict[str, float]:
         return self.ball if self.recipe.clamp else {"epsilon": self.epsilon, "lower": -math.inf, "upper": math.inf}
-

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from .._checks import check_finite, check_int
 from .._layout import preferred_layout, with_layout
+from ..input_gradient import GradientSession
 from .base import Attack
 
 
@@ -42,16 +43,23 @@ class PGD(Attack):
     @torch.no_grad()
     def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
         """One candidate, ``[1, B, C, H, W]``. A random start takes one draw of the noise."""
-        x = with_layout(images.detach(), preferred_layout(images))
+        noise = self.noise_on(images.device)
+        settings = (*self.ball.values(), self.steps, self.step_size, self.random_start)
+        (x_adv,) = self.input_gradient.run(
+            self._ascend, images.detach(), labels, reads=(noise.state,), key=(type(self), settings)
+        )
+        if self.random_start:
+            noise.advance()
+        return with_layout(x_adv, preferred_layout(images)).unsqueeze(0)
+
+    def _ascend(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:
+        x = with_layout(images, gradient.layout(images))
         x_adv = x.clone()
         if self.random_start:
-            noise = self.noise_on(x.device)
-            ops.uniform_start_(x_adv, x, noise.state, **self.ball)
-            noise.advance()
+            ops.uniform_start_(x_adv, x, self.noise.state, **self.ball)
         for _ in range(self.steps):
-            grad = self.input_gradient(x_adv, labels).grad
-            ops.linf_step_(x_adv, grad, x, step_size=self.step_size, **self.ball)
-        return x_adv.unsqueeze(0)
+            ops.linf_step_(x_adv, gradient(x_adv, labels).grad, x, step_size=self.step_size, **self.ball)
+        return (x_adv,)
 
 
 def check_step_size(step_size: float) -> float:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attacks import Attack
-from .outer_losses import OuterLoss, OuterResult
+from .outer_losses import OuterLoss
 
 _COMMON_OPTIONS = {"model", "epsilon", "options"}
 
@@ -27,14 +27,12 @@ class Method:
     maximizer: Attack | None
     outer_loss: OuterLoss
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> OuterResult:
-        """The training loss of a minibatch that was checked, with its graph.
+    def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The images to train on ``[n, B, C, H, W]``, for a minibatch that was checked.
 
-        ``model`` is what is trained: the maximizer's model, or a wrapper of it such as DistributedDataParallel. It
-        runs here in the mode it is in; the maximizer has a mode of its own.
+        The maximizer puts its model in a mode of its own, and back.
         """
-        adversarial = images.unsqueeze(0) if self.maximizer is None else self.maximizer.perturb(images, labels)
-        return self.outer_loss(model, images, adversarial, labels)
+        return images.unsqueeze(0) if self.maximizer is None else self.maximizer.perturb(images, labels)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import nn
 
 from .._suggest import unknown_name_message
 from ..attacks import EXP, PGD
+from ..input_gradient import EngineOptions
 from ..noise import NoiseStream
 from .method import Method, MethodSpec
 from .outer_losses import cross_entropy
@@ -40,14 +41,21 @@ def method_spec(name: str) -> MethodSpec:
 
 
 def create_method(
-    name: str, model: nn.Module, *, epsilon: float = 8 / 255, noise: NoiseStream | None = None, **options: Any
+    name: str,
+    model: nn.Module,
+    *,
+    epsilon: float = 8 / 255,
+    noise: NoiseStream | None = None,
+    engine: EngineOptions | None = None,
+    **options: Any,
 ) -> Method:
     """A method for a model.
 
     Args:
         name: one of :func:`method_names`.
         model: the classifier to be trained; the maximizer attacks it.
-        epsilon, noise: of the maximizer, see :class:`adt_fast.attacks.Attack`; a method without one needs neither.
+        epsilon, noise, engine: of the maximizer, see :class:`adt_fast.attacks.Attack`; a method without one needs none
+            of them. The engine's default is ``EngineOptions()``, whose precision is chosen for the device.
         **options: the maximizer's, for example ``steps`` and ``samples`` of "adt-exp".
 
     Raises:
@@ -59,4 +67,5 @@ def create_method(
         if options:
             raise ValueError(f"method {name!r} has no maximizer, and so no option {', '.join(sorted(options))}")
         return Method(None, spec.outer_loss)
-    return Method(spec.maximizer(model, epsilon, noise=noise, **options), spec.outer_loss)
+    engine = EngineOptions() if engine is None else engine
+    return Method(spec.maximizer(model, epsilon, noise=noise, engine=engine, **options), spec.outer_loss)

@@ -1,0 +1,23 @@
+"""d loss / d input of a classifier, and nothing else: the hot path of every attack and every method.
+
+``engine.py`` is the way in. It runs a frozen ``twin.py`` of the classifier, rewritten by ``fusion.py``, in the
+precision of ``options.py`` that ``guard.py`` watches over, in chunks of the size that ``chunking.py`` chooses; on CUDA
+``graph.py`` captures the loop around it.
+"""
+
+from .engine import GradientSession, InputGradient, InputGradients, PerExampleLoss, cross_entropy
+from .guard import Agreement, PrecisionWarning
+from .options import FLOAT32, EngineOptions, Precision
+
+__all__ = [
+    "FLOAT32",
+    "Agreement",
+    "EngineOptions",
+    "GradientSession",
+    "InputGradient",
+    "InputGradients",
+    "PerExampleLoss",
+    "Precision",
+    "PrecisionWarning",
+    "cross_entropy",
+]

@@ -1,0 +1,468 @@
+"""InputGradient: the gradient of a classifier's loss with respect to its input, without a trace on the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._checks import HALF_DTYPES, check_finite
+from .._layout import preferred_layout
+from ..model_state import ModelMode, check_mode, check_model, frozen_parameters, model_mode, unwrap
+from .chunking import activation_bytes, automatic_chunk
+from .graph import LoopGraphs
+from .guard import PrecisionGuard
+from .options import FLOAT32, EngineOptions, float32_arithmetic
+from .twin import AttackTwin, TwinUnavailable, hooked_module
+
+PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
+"""(logits [N, num_classes], labels [N]) -> losses [N]."""
+
+_PROBE_IMAGES = 2
+_COMPARED_IMAGES = 8
+_MOST_TWINS_BUILT = 4
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of each example, ``[N]``."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+class InputGradients(NamedTuple):
+    """What one evaluation of the classifier tells; nothing here is attached to a graph."""
+
+    grad: Tensor
+    """loss_scale * d (scale * sum of the losses) / d x, like x."""
+    losses: Tensor
+    """The loss of each example ``[N]``, float32 or float64, not scaled."""
+    logits: Tensor
+    """``[N, num_classes]``, float32 or float64."""
+    loss_scale: float
+    """1, but for float16 x: there :attr:`EngineOptions.loss_scale`, which the caller has to undo."""
+
+
+class GradientSession:
+    """The engine during one minibatch: the classifier's weights are taken to be constant.
+
+    :meth:`InputGradient.run` makes it. A call gives :class:`InputGradients`.
+    """
+
+    def __init__(
+        self, model: Callable[[Tensor], Tensor], engine: InputGradient, *, dtype: torch.dtype, chunk: int | None
+    ) -> None:
+        self.dtype = dtype
+        """What the classifier computes in; x may be in it, which spares a conversion, or in float32."""
+        self.chunk = chunk
+        self._model = model
+        self._engine = engine
+        self._magnitudes: list[Tensor] = []
+        self._last: InputGradients | None = None
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the classifier runs in 16 bits."""
+        return self.dtype in HALF_DTYPES
+
+    def layout(self, images: Tensor) -> torch.memory_format:
+        """The memory layout in which the classifier takes images without a copy."""
+        runs_twin = isinstance(self._engine.twin, AttackTwin)
+        return torch.channels_last if runs_twin and images.dim() == 4 else preferred_layout(images)
+
+    def __call__(self, x: Tensor, labels: Tensor, *, scale: float = 1.0) -> InputGradients:
+        """The gradient at x; arguments, result and errors are those of :class:`InputGradient`."""
+        _check_lengths(x, labels)
+        if self.chunk is None or len(x) <= self.chunk:
+            result = self._at(x, labels, scale)
+        else:
+            result = self._in_chunks(x, labels, scale, self.chunk)
+        if self._engine.check_finite:
+            # One pass that lets neither a NaN nor an infinity vanish; it is read when the loop is over.
+            magnitude = torch.linalg.vector_norm(result.grad, float("inf"), dtype=result.losses.dtype)
+            self._magnitudes.append(magnitude)
+            self._last = result
+        return result
+
+    @torch.no_grad()
+    def losses(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each example ``[N]``, without a gradient."""
+        size = self.chunk or len(x)
+        parts = zip(x.split(size), labels.split(size), strict=True)
+        return torch.cat([self._engine.loss(self._logits(part.to(self.dtype)), targets) for part, targets in parts])
+
+    def take_magnitudes(self, device: torch.device) -> Tensor:
+        """The largest elements of all gradients so far ``[n]``; empties the list."""
+        magnitudes = torch.stack(self._magnitudes) if self._magnitudes else torch.zeros(0, device=device)
+        self._magnitudes = []
+        return magnitudes
+
+    def require_finite(self, magnitudes: Tensor) -> None:
+        """Raises FloatingPointError where one of the gradients was not finite. Waits for the device."""
+        finite = torch.isfinite(magnitudes)
+        if bool(finite.all()):
+            return
+        step = int(finite.logical_not().nonzero()[0]) + 1
+        where = f"in gradient {step} of {len(magnitudes)}" if len(magnitudes) > 1 else ""
+        raise FloatingPointError(f"the input gradient is NaN or infinite {_describe_last(self._last)}{where}. "
+                                 "Check the model's weights and the learning rate that trained them")
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = self._model(x)
+        return logits.float() if logits.dtype in HALF_DTYPES else logits
+
+    def _at(self, x: Tensor, labels: Tensor, scale: float) -> InputGradients:
+        """x of float32 goes in, and its gradient comes out, converted."""
+        inner = x.detach().to(self.dtype).requires_grad_()
+        with torch.enable_grad():
+            logits = self._logits(inner)
+            losses = self._engine.loss(logits, labels)
+        if losses.shape != labels.shape[:1]:
+            raise ValueError(f"loss must give one number per example, [{len(x)}], got {list(losses.shape)}")
+        if not losses.requires_grad:
+            raise RuntimeError("the loss does not depend on the model's input: is part of the model detached?")
+        loss_scale = self._engine.options.loss_scale if self.dtype == torch.float16 else 1.0
+        (grad,) = torch.autograd.grad(losses, inner, torch.full_like(losses, scale * loss_scale))
+        if grad.dtype != x.dtype:
+            grad = grad.to(x.dtype).div_(loss_scale)
+            loss_scale = 1.0
+        return InputGradients(grad, losses.detach(), logits.detach(), loss_scale)
+
+    def _in_chunks(self, x: Tensor, labels: Tensor, scale: float, chunk: int) -> InputGradients:
+        grad = torch.empty_like(x)
+        results = []
+        for part, x_part, labels_part in zip(grad.split(chunk), x.split(chunk), labels.split(chunk), strict=True):
+            results.append(self._at(x_part, labels_part, scale))
+            part.copy_(results[-1].grad)
+        losses, logits = (torch.cat(parts) for parts in list(zip(*results))[1:3])
+        return InputGradients(grad, losses, logits, results[0].loss_scale)
+
+
+Loop = Callable[[GradientSession, Tensor, Tensor], tuple[Tensor, ...]]
+"""(session, images [B, C, H, W], labels [B]) -> tensors. It may run twice, and be captured in a CUDA graph: it changes
+nothing but what it makes itself."""
+
+
+class InputGradient:
+    """The gradient of a classifier's loss with respect to its input, without a trace on the classifier.
+
+    No weight gradient is computed, ``param.grad`` is not touched, and every module's train/eval mode and every
+    parameter's ``requires_grad`` are as before, even after an exception. The one thing that a pass may change is what
+    the model itself changes when it runs, such as running statistics with ``model_mode="train"``.
+
+    A call evaluates the gradient once. :meth:`run` is for loops that need it many times with the same weights.
+
+    Args:
+        model: images ``[N, C, H, W]`` -> logits ``[N, num_classes]``. (Distributed)DataParallel and ``torch.compile``
+            wrappers are taken off.
+        loss: the loss of each example, see :data:`PerExampleLoss`. Default: cross entropy.
+        model_mode: ``"eval"`` (default), ``"train"``, or ``"keep"`` for the mode each module is in. Only ``"eval"`` can
+            be run by a twin.
+        options: see :class:`EngineOptions`. Default: float32.
+        check_finite: raise FloatingPointError where a gradient has a NaN or an infinity. It reads the gradient once
+            more, and waits for a GPU once a minibatch.
+
+    Raises:
+        TypeError, ValueError: for a bad argument, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        loss: PerExampleLoss = cross_entropy,
+        model_mode: ModelMode = "eval",
+        options: EngineOptions = FLOAT32,
+        check_finite: bool = True,
+    ) -> None:
+        check_model(model)
+        check_mode("model_mode", model_mode)
+        if not callable(loss):
+            raise TypeError(f"loss must be callable, (logits, labels) -> losses [N], got {type(loss).__name__}")
+        if not isinstance(options, EngineOptions):
+            raise TypeError(f"options must be EngineOptions, got {type(options).__name__}")
+        if isinstance(options.chunk, int) and model_mode == "train":
+            raise ValueError("chunk must be None with model_mode='train': batch statistics would be of the chunks")
+        self.model = unwrap(model)
+        self.loss = loss
+        self.model_mode: ModelMode = model_mode
+        self.options = options
+        self.check_finite = check_finite
+        self.guard: PrecisionGuard | None = None
+        """Of 16-bit gradients; None where they are not asked for, or before the first minibatch."""
+        self.twin: AttackTwin | None = None
+        """What ran last, or None if it was the classifier itself."""
+        self._twins: dict[torch.dtype | None, AttackTwin] = {}
+        self._twins_built = 0
+        self._no_twin_because = ""
+        self._not_compiled_because = ""
+        self._chunks: dict[Hashable, int | None] = {}
+        self._graphs = LoopGraphs()
+        self._last_session: GradientSession | None = None
+
+    def __call__(self, x: Tensor, labels: Tensor, *, scale: float = 1.0) -> InputGradients:
+        """The gradient at x.
+
+        Args:
+            x: ``[N, C, H, W]``, floating point; k samples of a batch folded into one, for example.
+            labels: int64 ``[N]``, or whatever the loss takes, one per example.
+            scale: of the objective, ``scale * sum of the losses``: 1 / N for a batch mean.
+
+        Raises:
+            ValueError: if x and labels differ in length, or the loss is not one number per example.
+            RuntimeError: if the logits do not depend on x.
+            FloatingPointError: if the gradient is not finite and ``check_finite`` is on.
+        """
+        check_finite("scale", scale)
+        loss_scale = 1.0
+
+        def once(session: GradientSession, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            nonlocal loss_scale
+            result = session(x, labels, scale=scale)
+            loss_scale = result.loss_scale
+            return result[:3]
+
+        return InputGradients(*self.run(once, x, labels), loss_scale)
+
+    def losses(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each example ``[N]``, without a gradient; arguments as for a call."""
+        (losses,) = self.run(lambda session, x, labels: (session.losses(x, labels),), x, labels)
+        return losses
+
+    def run(
+        self,
+        loop: Loop,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        reads: tuple[Tensor, ...] = (),
+        key: Hashable | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The results of a loop that evaluates gradients with the weights as they are now.
+
+        The weights are looked at once, at the start. Where 16-bit gradients turn out NaN or infinite, the loop runs
+        again in float32.
+
+        Args:
+            loop: see :data:`Loop`.
+            images: ``[B, C, H, W]``; labels: ``[B]``. What the loop is called with.
+            reads: other tensors that the loop reads, in place: the state of its noise.
+            key: all settings that the loop depends on. With a key the loop may be captured in a CUDA graph.
+
+        Raises:
+            FloatingPointError: if a gradient is not finite and ``check_finite`` is on.
+        """
+        _check_lengths(images, labels)
+        with float32_arithmetic(self.options.precision, images.device):
+            with self._session(images, labels) as session:
+                try:
+                    return self._run(session, loop, images, labels, reads, key)
+                except FloatingPointError as error:
+                    if not session.is_half:
+                        raise
+                    self.guard.fall_back(str(error))
+            with self._session(images, labels, allow_half=False) as session:
+                return self._run(session, loop, images, labels, reads, key)
+
+    def explain(self) -> str:
+        """Which features the last minibatch used, one a line, and why the others were off."""
+        return "\n".join(f"{name:<10} {state}" for name, state in self.features().items())
+
+    def features(self) -> dict[str, str]:
+        """:meth:`explain` by feature: "on", or "off" and the reason, with a few figures."""
+        session = self._last_session
+        if session is None:
+            return {"engine": "has not run yet"}
+        twin, off = self.twin, f"off: {self._no_twin_because}"
+        return {
+            "precision": self._explain_precision(session),
+            "twin": "on, " + self._explain_fusion(twin) if twin else off,
+            "compile": self._explain_compile(),
+            "graph": self._explain_graph(),
+            "chunk": f"{session.chunk} examples at a time" if session.chunk else "off: all examples go through at once",
+        }
+
+    def _run(
+        self,
+        session: GradientSession,
+        loop: Loop,
+        images: Tensor,
+        labels: Tensor,
+        reads: tuple[Tensor, ...],
+        key: Hashable | None,
+    ) -> tuple[Tensor, ...]:
+        def run(images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            return *loop(session, images, labels), session.take_magnitudes(images.device)
+
+        if key is not None and self._graph_wanted(images.device):
+            everything = (key, id(self.twin), session.chunk, _address_free(images), _address_free(labels),
+                          *((tensor.data_ptr(), _address_free(tensor)) for tensor in reads))
+            *results, magnitudes = self._graphs(run, images, labels, everything)
+        else:
+            *results, magnitudes = run(images, labels)
+        if self.check_finite:
+            session.require_finite(magnitudes)
+        return tuple(results)
+
+    @contextmanager
+    def _session(self, images: Tensor, labels: Tensor, allow_half: bool = True) -> Iterator[GradientSession]:
+        """The engine for a minibatch: twin or classifier, precision and chunk are chosen here."""
+        half = self._half_dtype(images, labels) if allow_half else None
+        self.twin = self._refreshed_twin(half, images)
+        if self.twin is None:
+            with model_mode(self.model, self.model_mode), frozen_parameters(self.model):
+                yield self._new_session(self.model, images, images.dtype)
+        else:
+            yield self._new_session(self.twin.run, images, half or images.dtype)
+
+    def _new_session(
+        self, model: Callable[[Tensor], Tensor], images: Tensor, dtype: torch.dtype
+    ) -> GradientSession:
+        chunk = self._chunk(model, images, dtype)
+        self._last_session = session = GradientSession(model, self, dtype=dtype, chunk=chunk)
+        return session
+
+    def _half_dtype(self, images: Tensor, labels: Tensor) -> torch.dtype | None:
+        """The 16-bit type to use for this minibatch, if any; compares it with float32 when that is due."""
+        half = self.options.half_dtype(images.device)
+        if half is None or images.dtype != torch.float32 or not self._may_have_twin():
+            return None
+        self.guard = self.guard or PrecisionGuard(self.options, half)
+        if self.guard.due:
+            self._compare(half, images[:_COMPARED_IMAGES], labels[:_COMPARED_IMAGES])
+        self.guard.minibatches += 1
+        return half if self.guard.allowed else None
+
+    def _compare(self, half: torch.dtype, images: Tensor, labels: Tensor) -> None:
+        twin = self._refreshed_twin(half, images)
+        if twin is None:
+            return
+        session = GradientSession(twin.run, self, dtype=half, chunk=None)
+        try:
+            approximate = session(images, labels).grad
+        except RuntimeError as error:  # a type that this machine or this model cannot do; memory is another matter
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.guard.fall_back(f"the model does not run in it ({str(error).splitlines()[0]})", final=True)
+            return
+        with model_mode(self.model, "eval"), frozen_parameters(self.model), float32_arithmetic("fp32", images.device):
+            exact = GradientSession(self.model, self, dtype=images.dtype, chunk=None)(images, labels).grad
+        self.guard.compare(approximate, exact)
+
+    def _may_have_twin(self) -> bool:
+        if not self.options.twin:
+            self._no_twin_because = "twin=False"
+        elif self.model_mode != "eval":
+            self._no_twin_because = f"model_mode={self.model_mode!r}"
+        return not self._no_twin_because
+
+    def _refreshed_twin(self, dtype: torch.dtype | None, images: Tensor) -> AttackTwin | None:
+        """The twin for a 16-bit type, or for the classifier's own (None), with the weights of now."""
+        if not self._may_have_twin():
+            return None
+        twin = self._twins.get(dtype)
+        if twin is not None and twin.fits(self.model):
+            twin.refresh(self.model)
+            return twin
+        self._twins.pop(dtype, None)
+        self._graphs.forget()
+        self._twins_built += 1
+        if self._twins_built > _MOST_TWINS_BUILT:
+            self._give_up_twins("the model's structure or attributes change from one minibatch to the next")
+            return None
+        try:
+            twin = self._twins[dtype] = self._build_twin(dtype, images)
+        except TwinUnavailable as reason:
+            self._give_up_twins(str(reason))
+        return twin
+
+    def _build_twin(self, dtype: torch.dtype | None, images: Tensor) -> AttackTwin:
+        probe = images[:_PROBE_IMAGES]
+        if self.options.compile and not self._not_compiled_because:
+            twin = AttackTwin(self.model, dtype, compile=True, probe=probe)
+            try:
+                with torch.no_grad():
+                    twin.run(probe.to(dtype or probe.dtype))
+                return twin
+            except Exception as error:  # a compiler may fail in any way: without one, or on a model it cannot do
+                self._not_compiled_because = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return AttackTwin(self.model, dtype, compile=False, probe=probe)
+
+    def _give_up_twins(self, reason: str) -> None:
+        self._no_twin_because = reason
+        self._twins.clear()
+
+    def _chunk(self, model: Callable[[Tensor], Tensor], images: Tensor, dtype: torch.dtype) -> int | None:
+        if self.options.chunk != "auto":
+            return self.options.chunk
+        if images.dim() != 4 or (self.twin is None and (self.model_mode != "eval" or hooked_module(self.model))):
+            return None  # there is no measuring that nobody would notice
+        key = (dtype, images.shape[1:], images.device, self.twin is None)
+        if key not in self._chunks:
+            # The plain module: a compiled one would be compiled again for one and two images.
+            measured = self.twin.module if self.twin is not None else model
+            try:
+                chunk = automatic_chunk(activation_bytes(measured, images[:1].to(dtype)), images.device)
+            except Exception:  # a model that only takes the batch it was made for
+                chunk = None
+            self._chunks[key] = chunk
+        return self._chunks[key]
+
+    def _graph_wanted(self, device: torch.device) -> bool:
+        return self.options.graph is not False and device.type == "cuda" and self.twin is not None
+
+    def _explain_precision(self, session: GradientSession) -> str:
+        name = str(session.dtype).removeprefix("torch.")
+        if self.guard is None:
+            return f"{name} (asked for: {self.options.precision})"
+        last = self.guard.history[-1] if self.guard.history else None
+        checked = f", last checked at cosine {last.cosine:.4f}, signs {last.sign_agreement:.2%}" if last else ""
+        reason = f": {self.guard.name} is off, {self.guard.off_because}" if self.guard.off_because else checked
+        return f"{name} (asked for: {self.options.precision}){reason}"
+
+    def _explain_fusion(self, twin: AttackTwin) -> str:
+        if twin.unfused_because:
+            return f"not fused: {twin.unfused_because}"
+        return f"fused: {twin.folded} batch norms folded into convolutions, {twin.affine} affine maps"
+
+    def _explain_compile(self) -> str:
+        if not self.options.compile:
+            return "off: compile=False"
+        if self._not_compiled_because:
+            return f"off: {self._not_compiled_because}"
+        return "on" if self.twin is not None else "off: there is no twin to compile"
+
+    def _explain_graph(self) -> str:
+        if self.options.graph is False:
+            return "off: graph=False"
+        if self._graphs.off_because:
+            return f"off: {self._graphs.off_because}"
+        if self.twin is None:
+            return "off: there is no twin to capture"
+        return f"on, {self._graphs.captured} captured" if self._graphs.captured else "off: nothing captured" + (
+            "" if next(iter(self.twin.module.parameters())).is_cuda else ", as the model is not on CUDA"
+        )
+
+
+def _check_lengths(x: Tensor, labels: Tensor) -> None:
+    if len(x) == 0 or len(labels) != len(x):
+        raise ValueError(f"x and labels must have one length, at least 1, got {len(x)} and {len(labels)}")
+
+
+def _address_free(tensor: Tensor) -> Hashable:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _describe_last(result: InputGradients | None) -> str:
+    """How much of the last gradient is not finite, if any is."""
+    if result is None:
+        return ""
+    finite = torch.isfinite(result.grad)
+    bad = result.grad.numel() - int(finite.sum())
+    if bad == 0:
+        return ""
+    examples = int((~finite.flatten(1)).any(1).sum())
+    losses = "finite" if bool(torch.isfinite(result.losses).all()) else "not finite either"
+    return f"in {bad} elements of {examples} of {len(result.grad)} examples (their losses are {losses}) "

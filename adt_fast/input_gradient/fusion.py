@@ -1,0 +1,240 @@
+"""Rewrites a classifier in eval mode into one that does less: batch norms folded away, elementwise passes merged.
+
+In eval mode a batch norm is ``scale * x + shift`` per channel, with ``scale = weight / sqrt(running_var + eps)`` and
+``shift = bias - running_mean * scale``. After a convolution it goes into the convolution's weights and bias; elsewhere,
+as in pre-activation networks, it stays an affine map, in one pass with the ReLU after it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from .. import ops
+from ..models import Normalize
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_)
+_ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
+
+
+class ChannelAffine(nn.Module):
+    """``scale[c] * x + shift[c]``, and a ReLU where there was one: what a batch norm or a normalisation becomes.
+
+    Args:
+        source: the name of the module whose map it is.
+        relu: whether a ReLU follows.
+        native: use the fused operator; otherwise PyTorch's own, which ``torch.compile`` fuses itself.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, source: str, like: Tensor, relu: bool, native: bool) -> None:
+        super().__init__()
+        self.source = source
+        self.relu = relu
+        self.native = native
+        for name in ("scale", "shift"):
+            self.register_buffer(name, torch.zeros_like(like, memory_format=torch.contiguous_format).flatten())
+
+    def load(self, scale: Tensor, shift: Tensor) -> None:
+        self.scale.copy_(scale)
+        self.shift.copy_(shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.native and hasattr(ops, 'affine_relu'):
+            return ops.affine_relu(x, self.scale, self.shift, relu=self.relu)
+        per_channel = (-1,) + (1,) * (x.dim() - 2)
+        out = x * self.scale.view(per_channel) + self.shift.view(per_channel)
+        return (torch.relu(out) if self.relu else out).to(x.dtype)
+
+
+class FoldedConvolution(nn.Module):
+    """A convolution with the batch norm after it in its weights, and a ReLU where there was one.
+
+    Args:
+        convolution: a copy of the classifier's; its weights are replaced.
+        source, norm_source: the names of the convolution and of the batch norm; None for none.
+    """
+
+    def __init__(self, convolution: nn.Module, source: str, norm_source: str | None, relu: bool) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.source = source
+        self.norm_source = norm_source
+        self.relu = relu
+        if norm_source is not None and convolution.bias is None:
+            weight = convolution.weight
+            convolution.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=False)
+
+    def load(self, original: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
+        weight, bias = original.weight, original.bias
+        if scale is not None:
+            weight = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
+            bias = shift if bias is None else bias * scale + shift
+        self.convolution.weight.copy_(weight)
+        if bias is not None:
+            self.convolution.bias.copy_(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.convolution(x)
+        # In place, as nobody else reads a convolution's output, its backward included.
+        return torch.relu_(out) if self.relu else out
+
+
+class Float32Linear(nn.Linear):
+    """The layer that gives the logits, in the classifier's own precision: its rounding would be the loss's."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+KEEPS_PRECISION = (ChannelAffine, Float32Linear, *_BATCH_NORMS)
+"""Modules whose parameters stay as precise as the classifier's in a 16-bit twin."""
+
+
+def affine_maps(modules: Mapping[str, nn.Module], names: Iterable[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The (scale, shift) of batch norms and normalisations, by name."""
+    chosen = {name: modules[name] for name in names}
+    norms = {name: module for name, module in chosen.items() if not isinstance(module, Normalize)}
+    maps = {name: _normalize_map(module) for name, module in chosen.items() if name not in norms}
+    return maps | dict(zip(norms, _batch_norm_maps(list(norms.values()))))
+
+
+def _normalize_map(module: Normalize) -> tuple[Tensor, Tensor]:
+    scale = module.std.flatten().reciprocal()
+    return scale, -module.mean.flatten() * scale
+
+
+def _batch_norm_maps(norms: list[nn.Module]) -> list[tuple[Tensor, Tensor]]:
+    """A few kernels for all batch norms together."""
+    if not norms:
+        return []
+    means, variances = ([getattr(norm, name) for norm in norms] for name in ("running_mean", "running_var"))
+    weights = [torch.ones_like(norm.running_var) if norm.weight is None else norm.weight for norm in norms]
+    biases = [torch.zeros_like(norm.running_var) if norm.bias is None else norm.bias for norm in norms]
+    scales = torch._foreach_add(variances, [norm.eps for norm in norms])
+    torch._foreach_sqrt_(scales)
+    scales = torch._foreach_div(weights, scales)
+    shifts = torch._foreach_sub(biases, torch._foreach_mul(means, scales))
+    return list(zip(scales, shifts))
+
+
+def fuse(model: nn.Module, native: bool) -> fx.GraphModule:
+    """The model, which must be in eval mode, rewritten; its modules are shared, their weights not yet loaded.
+
+    Raises whatever ``torch.fx`` does where the model's graph depends on its input.
+    """
+    graph = _Tracer().trace(model)
+    return _Rewriter(fx.GraphModule(model, graph), native).rewrite()
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, Normalize) or super().is_leaf_module(module, name)
+
+
+class _Rewriter:
+    """Rewrites the graph of a classifier node by node, in the order they run."""
+
+    def __init__(self, traced: fx.GraphModule, native: bool) -> None:
+        self.traced = traced
+        self.graph = traced.graph
+        self.native = native
+        self.modules = dict(traced.named_modules())
+        self.calls = Counter(node.target for node in self.graph.nodes if node.op == "call_module")
+        self.bypassed: set[fx.Node] = set()
+
+    def rewrite(self) -> fx.GraphModule:
+        for node in list(self.graph.nodes):
+            module = None if node in self.bypassed else self._module(node)
+            if isinstance(module, _CONVOLUTIONS):
+                self._fold(node)
+            elif _is_constant_norm(module) or isinstance(module, Normalize):
+                self._make_affine(node, module)
+            elif type(module) is nn.Linear and any(user.op == "output" for user in node.users):
+                self._replace_module(node, Float32Linear(module))
+        for node in self.graph.nodes:
+            self._add_in_place(node)
+        self.graph.lint()
+        self.traced.delete_all_unused_submodules()
+        self.traced.recompile()
+        return self.traced
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, if no other node calls it and it is of a plain PyTorch class."""
+        if node.op != "call_module" or self.calls[node.target] != 1:
+            return None
+        module = self.modules[node.target]
+        return module if type(module) in (*_CONVOLUTIONS, *_BATCH_NORMS, Normalize, nn.Linear) else None
+
+    def _fold(self, node: fx.Node) -> None:
+        norm = self._only_user(node)
+        if norm is None or not _is_constant_norm(self._module(norm)):
+            norm = None
+        else:
+            self._bypass(norm)
+        relu = self._take_relu(node)
+        norm_source = None if norm is None else norm.target
+        self._replace_module(node, FoldedConvolution(self.modules[node.target], node.target, norm_source, relu))
+
+    def _make_affine(self, node: fx.Node, module: nn.Module) -> None:
+        like = module.mean if isinstance(module, Normalize) else module.running_mean
+        self._replace_module(node, ChannelAffine(node.target, like, self._take_relu(node), self.native))
+
+    def _take_relu(self, node: fx.Node) -> bool:
+        """Removes the ReLU that is the node's only user; whether there was one."""
+        user = self._only_user(node)
+        if user is None or not self._is_relu(user):
+            return False
+        self._bypass(user)
+        return True
+
+    def _is_relu(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return type(self.modules[node.target]) is nn.ReLU
+        return (node.op == "call_function" and node.target in _RELU_FUNCTIONS) or (
+            node.op == "call_method" and node.target in ("relu", "relu_")
+        )
+
+    def _add_in_place(self, node: fx.Node) -> None:
+        """``shortcut + out`` into the memory of ``out``, if that is a convolution's output that nobody else reads."""
+        if node.op != "call_function" or node.target not in _ADD_FUNCTIONS or node.kwargs or len(node.args) != 2:
+            return
+        for out, other in (node.args, reversed(node.args)):
+            both_tensors = isinstance(out, fx.Node) and isinstance(other, fx.Node)
+            if both_tensors and self._is_convolution(out) and self._only_user(out) is node:
+                node.target, node.args = operator.iadd, (out, other)
+                return
+
+    def _is_convolution(self, node: fx.Node) -> bool:
+        """Whether the node's output comes straight from a convolution: a ReLU's is needed by its backward."""
+        module = self.traced.get_submodule(node.target) if node.op == "call_module" else None
+        return isinstance(module, FoldedConvolution) and not module.relu
+
+    def _only_user(self, node: fx.Node) -> fx.Node | None:
+        return next(iter(node.users)) if len(node.users) == 1 else None
+
+    def _bypass(self, node: fx.Node) -> None:
+        node.replace_all_uses_with(node.args[0])
+        self.graph.erase_node(node)
+        self.bypassed.add(node)
+
+    def _replace_module(self, node: fx.Node, module: nn.Module) -> None:
+        self.traced.set_submodule(node.target, module)
+
+
+def _is_constant_norm(module: nn.Module | None) -> bool:
+    """A batch norm that uses its running statistics."""
+    return isinstance(module, _BATCH_NORMS) and not module.training and module.running_mean is not None

@@ -1,0 +1,86 @@
+"""The precision guard: 16-bit gradients are compared with float32 ones as training goes on, and given up where they
+are not good enough."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .options import EngineOptions
+
+
+class PrecisionWarning(UserWarning):
+    """16-bit gradients were given up for float32 ones."""
+
+
+class Agreement(NamedTuple):
+    """One comparison of the 16-bit with the float32 input gradient, on a few images."""
+
+    minibatch: int
+    """Counted from 0."""
+    cosine: float
+    """Between the two gradients, all images together; NaN where one is zero or not finite."""
+    sign_agreement: float
+    """Share of the elements whose signs agree."""
+    passed: bool
+
+
+class PrecisionGuard:
+    """Decides, minibatch by minibatch, whether 16 bits may be used.
+
+    Args:
+        options: when to compare, and what is good enough.
+        dtype: the 16-bit type.
+    """
+
+    def __init__(self, options: EngineOptions, dtype: torch.dtype) -> None:
+        self.options = options
+        self.name = str(dtype).removeprefix("torch.")
+        self.minibatches = 0
+        self.allowed = True
+        self.off_because = ""
+        self.history: list[Agreement] = []
+        self._final = False
+        self._warned = False
+
+    @property
+    def due(self) -> bool:
+        """Whether the next minibatch is one to compare in."""
+        return not self._final and self.minibatches % self.options.check_every == 0
+
+    def compare(self, half: Tensor, full: Tensor) -> Agreement:
+        """Judges a 16-bit gradient by the float32 one of the same images, and logs it."""
+        a, b = half.double().flatten(), full.double().flatten()
+        cosine = float(torch.dot(a, b) / (a.norm() * b.norm()))
+        sign_agreement = float((a.sign() == b.sign()).double().mean())
+        options = self.options
+        passed = cosine >= options.min_cosine and sign_agreement >= options.min_sign_agreement  # not with a NaN
+        agreement = Agreement(self.minibatches, cosine, sign_agreement, passed)
+        self.history.append(agreement)
+        if passed:
+            self.allowed, self.off_because = True, ""
+        else:
+            self.fall_back(f"their cosine with float32 is {cosine:.3f} (at least {options.min_cosine:g} is wanted), "
+                           f"{sign_agreement:.1%} of their signs agree (at least {options.min_sign_agreement:.0%})")
+        return agreement
+
+    def fall_back(self, reason: str, *, final: bool = False) -> None:
+        """Float32 from now on: until a comparison passes, or for good. Warns the first time."""
+        self.allowed, self.off_because = False, reason
+        self._final |= final
+        if not self._warned:
+            until = "" if self._final else f" until a check, every {self.options.check_every} minibatches, passes"
+            warnings.warn(f"{self.name} input gradients are not used: {reason}. Using float32{until}",
+                          PrecisionWarning, stacklevel=2)
+            self._warned = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs in order to take the same decisions: plain values."""
+        return {"minibatches": self.minibatches, "allowed": self.allowed, "final": self._final}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.minibatches, self.allowed, self._final = int(state["minibatches"]), state["allowed"], state["final"]

@@ -1,0 +1,165 @@
+"""AttackTwin: a frozen copy of a classifier, made to be differentiated with respect to its input, again and again."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .fusion import KEEPS_PRECISION, ChannelAffine, FoldedConvolution, affine_maps, fuse
+
+_TOLERANCE = 1e-3  # relative to the largest element: far above float32 rounding, far below a wrong graph
+
+
+class TwinUnavailable(Exception):
+    """The classifier cannot be copied; the message says why."""
+
+
+class AttackTwin:
+    """A copy of a classifier in eval mode: frozen, channels_last, fused where its graph can be read, maybe in 16 bits.
+
+    The classifier itself is never changed, and nothing of it is shared. :meth:`refresh` copies its weights anew.
+
+    Args:
+        model: the classifier, without wrappers.
+        dtype: of convolutions and matrix products; None for the classifier's own.
+        compile: run it through ``torch.compile``.
+        probe: a few images ``[n, C, H, W]``, on which the rewritten copy must agree with the plain one.
+
+    Raises:
+        TwinUnavailable: if the classifier has hooks, which a copy would run on values of its own, or cannot be copied.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None, *, compile: bool, probe: Tensor) -> None:
+        self._structure = structure_of(model)
+        plain = _copy_of(model)
+        self.unfused_because = ""
+        self.module = self._fused(plain, model, probe, native=not compile) or plain
+        for module in self.module.modules():
+            if dtype is not None and not isinstance(module, KEEPS_PRECISION):
+                _cast(module, dtype)
+        self.module.to(memory_format=torch.channels_last)
+        self.dtype = dtype or next((t.dtype for t in model.parameters() if t.is_floating_point()), probe.dtype)
+        self._fused_modules = _fused_modules(self.module)
+        self._plain_tensors = _plain_tensors(self.module)
+        self.refresh(model)
+        self.run: nn.Module | Any = torch.compile(self.module, dynamic=False) if compile else self.module
+
+    def fits(self, model: nn.Module) -> bool:
+        """Whether the model still is what was copied, but for the values of its tensors."""
+        return structure_of(model) == self._structure
+
+    @torch.no_grad()
+    def refresh(self, model: nn.Module) -> None:
+        """Takes over the weights and running statistics that the model has now."""
+        _load(self._fused_modules, model)
+        if self._plain_tensors:
+            originals = dict(_named_tensors(model))
+            torch._foreach_copy_(list(self._plain_tensors.values()), [originals[name] for name in self._plain_tensors])
+
+    @property
+    def folded(self) -> int:
+        """How many batch norms are in the weights of a convolution."""
+        return sum(isinstance(m, FoldedConvolution) and m.norm_source is not None for m in self._fused_modules)
+
+    @property
+    def affine(self) -> int:
+        """How many batch norms and normalisations are a single pass, with the ReLU after them."""
+        return sum(isinstance(module, ChannelAffine) for module in self._fused_modules)
+
+    def _fused(self, plain: nn.Module, model: nn.Module, probe: Tensor, native: bool) -> nn.Module | None:
+        """The rewritten copy; None, and the reason kept, where it cannot be had or does not compute the same."""
+        try:
+            fused = fuse(copy.deepcopy(plain), native)
+            with torch.no_grad():
+                _load(_fused_modules(fused), model)
+            fused.requires_grad_(False)
+            expected, found = (_logits_and_gradient(module, probe) for module in (plain, fused))
+        except Exception as error:  # the user's model may do anything; it is run as it is then
+            self.unfused_because = f"its graph cannot be read ({_one_line(error)})"
+            return None
+        for what, a, b in zip(("logits", "gradients"), expected, found):
+            if not bool((a - b).abs().max() <= _TOLERANCE * a.abs().max()):  # nor where one is NaN
+                self.unfused_because = f"the rewritten graph gave {what} that differ"
+                return None
+        return fused
+
+
+def structure_of(model: nn.Module) -> list[Any]:
+    """What a copy depends on besides the values of tensors: classes, plain attributes, and the tensors' metadata."""
+    modules = [(name, type(module), _plain_attributes(module)) for name, module in model.named_modules()]
+    return modules + [(name, t.shape, t.dtype, t.device) for name, t in _named_tensors(model)]
+
+
+def hooked_module(model: nn.Module) -> str:
+    """The name of a module with forward or backward hooks; an empty string where there is none."""
+    for name, module in model.named_modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        if any(hooks):
+            return name or "itself"
+    return ""
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    plain = (bool, int, float, str, type(None), tuple)
+    return {name: value for name, value in vars(module).items() if name != "training" and isinstance(value, plain)}
+
+
+def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def _copy_of(model: nn.Module) -> nn.Module:
+    if hooked := hooked_module(model):
+        raise TwinUnavailable(f"the model has hooks (on {hooked})")
+    try:
+        return copy.deepcopy(model).eval().requires_grad_(False)
+    except Exception as error:  # tensors with a graph, locks, open files: whatever a user's module holds
+        raise TwinUnavailable(f"the model cannot be copied ({_one_line(error)})") from error
+
+
+def _logits_and_gradient(module: nn.Module, probe: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        x = probe.detach().clone().requires_grad_()
+        logits = module(x)
+        (grad,) = torch.autograd.grad(logits.square().sum(), x)
+    return logits.detach(), grad
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """The module's own floating-point tensors, not those of its children."""
+    for tensors in (module._parameters, module._buffers):
+        for tensor in tensors.values():
+            if tensor is not None and tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+
+
+def _fused_modules(module: nn.Module) -> list[ChannelAffine | FoldedConvolution]:
+    return [part for part in module.modules() if isinstance(part, (ChannelAffine, FoldedConvolution))]
+
+
+def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that are the classifier's own by name: all but those of fused modules."""
+    fused = tuple(
+        f"{name}." for name, part in module.named_modules() if isinstance(part, (ChannelAffine, FoldedConvolution))
+    )
+    return {name: tensor for name, tensor in _named_tensors(module) if not name.startswith(fused)}
+
+
+def _load(fused: list[ChannelAffine | FoldedConvolution], model: nn.Module) -> None:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    names = [part.source if isinstance(part, ChannelAffine) else part.norm_source for part in fused]
+    maps = affine_maps(modules, {name: None for name in names if name is not None})
+    for part, name in zip(fused, names):
+        scale, shift = maps.get(name, (None, None))
+        if isinstance(part, ChannelAffine):
+            part.load(scale, shift)
+        else:
+            part.load(modules[part.source], scale, shift)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:200]

@@ -1,0 +1,262 @@
+"""The attack twin: the same function as the classifier, with less to do, and fresh weights whenever it is asked."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adt_fast.input_gradient import EngineOptions, InputGradient
+from adt_fast.input_gradient.fusion import FoldedConvolution
+from adt_fast.input_gradient.twin import AttackTwin, TwinUnavailable
+from adt_fast.models import Normalize, create_model
+
+
+class PostActivation(nn.Module):
+    """conv-BN-ReLU, ReLU as a module, a function, a method and in place; a residual sum; a stem normalisation."""
+
+    def __init__(self):
+        super().__init__()
+        self.normalize = Normalize([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+        self.conv1, self.norm1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.norm2 = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(8, affine=False)
+        self.conv3, self.norm3 = nn.Conv2d(8, 8, 1, stride=2), nn.BatchNorm2d(8, eps=0.1)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc, self.norm4 = nn.Linear(8, 5), nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        out = self.relu(self.norm1(self.conv1(self.normalize(x))))
+        out = F.relu(out + self.norm2(self.conv2(out)))
+        out = self.norm3(self.conv3(out)).relu_()
+        return self.norm4(self.fc(out.mean((2, 3))))
+
+
+class PreActivation(nn.Module):
+    """BN-ReLU-conv with a shared activation, a BN that two read, a conv whose output two read."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm1 = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv1, self.norm2 = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x):
+        stem = self.stem(x)
+        normed = self.norm1(stem)
+        out = self.norm2(self.conv1(torch.relu(normed)))
+        out = self.conv2(F.relu(out)) + stem
+        out = out + normed
+        return self.fc(out.mean((2, 3)))
+
+
+class SharedModules(nn.Module):
+    """One convolution and one batch norm, used twice: nothing may be folded."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Linear(3, 4)
+
+    def forward(self, x):
+        for _ in range(2):
+            x = F.relu(self.norm(self.conv(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+class DataDependent(nn.Module):
+    """Its graph depends on its input, so it cannot be read."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        out = self.norm(self.conv(x))
+        return self.fc(out.mean((2, 3)) if out.sum() > 0 else out.amax((2, 3)))
+
+
+def with_statistics(model):
+    """Running statistics, scales and weights that are not trivial."""
+    generator = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator))
+            module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
+            if module.weight is not None:
+                nn.init.normal_(module.weight, generator=generator)
+                nn.init.normal_(module.bias, generator=generator)
+    return model
+
+
+MODELS = {
+    "post-activation": PostActivation,
+    "pre-activation": PreActivation,
+    "shared": SharedModules,
+    "data-dependent": DataDependent,
+    **{
+        name: lambda name=name: create_model(name, mean=[0.5, 0.5, 0.4], std=[0.2, 0.2, 0.3])
+        for name in ("wrn-10-2", "preactresnet-18", "small-cnn")
+    },
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request, device):
+    torch.manual_seed(0)
+    return with_statistics(MODELS[request.param]()).to(device)
+
+
+@pytest.fixture
+def batch(device):
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(5, 3, 12, 12, generator=generator).to(device), torch.tensor([0, 1, 2, 3, 0]).to(device)
+
+
+def gradient_of(model, images, labels, dtype=torch.float64):
+    """Plainly, in float64."""
+    model, images = copy.deepcopy(model).to(dtype).eval(), images.to(dtype).requires_grad_()
+    logits = model(images)
+    F.cross_entropy(logits, labels, reduction="sum").backward()
+    return images.grad, logits.detach()
+
+
+def relative(found, expected):
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def test_the_twin_is_the_same_function(model, batch):
+    engine = InputGradient(model)
+    result = engine(*batch)
+    grad, logits = gradient_of(model, *batch)
+    assert relative(result.grad, grad) < 1e-5 and relative(result.logits, logits) < 1e-5
+    assert engine.twin is not None, engine.explain()
+
+
+def test_the_twin_in_float64(model, batch):
+    model.double()
+    result = InputGradient(model)(batch[0].double(), batch[1])
+    grad, logits = gradient_of(model, *batch)
+    assert relative(result.grad, grad) < 1e-12 and relative(result.logits, logits) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "name, folded, affine",
+    [("post-activation", 3, 2), ("pre-activation", 1, 1), ("shared", 0, 0), ("wrn-10-2", 4, 4), ("small-cnn", 0, 1),
+     ("preactresnet-18", 8, 9)],
+)  # fmt: skip
+def test_what_is_folded(name, folded, affine, batch):
+    twin = AttackTwin(MODELS[name]().to(batch[0].device), None, compile=False, probe=batch[0])
+    assert (twin.folded, twin.affine, twin.unfused_because) == (folded, affine, "")
+
+
+def test_a_graph_that_cannot_be_read(batch):
+    engine = InputGradient(DataDependent().to(batch[0].device))
+    engine(*batch)
+    assert engine.twin is not None and "not fused: its graph cannot be read" in engine.explain()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_are_those_of_now(model, batch, precision):
+    """Whatever changes them: an optimizer, an assignment to .data, running statistics of a pass in train mode."""
+    engine = InputGradient(model, options=EngineOptions(precision=precision, min_cosine=-1, min_sign_agreement=0))
+    engine(*batch)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.data + 0.1 * torch.randn(parameter.shape, device=parameter.device)
+        model.train()(batch[0])
+    grad, _ = gradient_of(model, *batch)
+    assert relative(engine(*batch).grad, grad) < (1e-5 if precision == "fp32" else 0.5)
+
+
+def test_a_change_of_structure_is_seen(batch):
+    model = with_statistics(PostActivation()).to(batch[0].device)
+    engine = InputGradient(model)
+    engine(*batch)
+    model.conv2 = nn.Conv2d(8, 8, 1).to(batch[0].device)
+    assert relative(engine(*batch).grad, gradient_of(model, *batch)[0]) < 1e-5
+    model.norm1.eps = 0.7
+    assert relative(engine(*batch).grad, gradient_of(model, *batch)[0]) < 1e-5
+
+
+def test_a_model_that_changes_all_the_time_is_run_itself(batch):
+    model = PostActivation().to(batch[0].device)
+    model.passes = 0
+    engine = InputGradient(model)
+    for _ in range(8):
+        model.passes += 1
+        engine(*batch)
+    assert engine.twin is None and "change from one minibatch to the next" in engine.explain()
+    assert relative(engine(*batch).grad, gradient_of(model, *batch)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"])
+def test_a_model_with_hooks_is_run_itself(batch, kind):
+    model = PostActivation().to(batch[0].device)
+    seen = []
+    getattr(model.conv1, kind)(lambda *_: seen.append(1))
+    engine = InputGradient(model, options=EngineOptions(precision="bf16"))
+    engine(*batch)
+    assert seen and engine.twin is None and "the model has hooks (on conv1)" in engine.explain()
+    with pytest.raises(TwinUnavailable, match="hooks"):
+        AttackTwin(model, None, compile=False, probe=batch[0])
+
+
+def test_a_model_that_cannot_be_copied_is_run_itself(batch):
+    model = PostActivation().to(batch[0].device)
+    grad, _ = gradient_of(model, *batch)
+    model.stream = (part for part in ())  # a generator, which nobody can copy
+    engine = InputGradient(model)
+    assert relative(engine(*batch).grad, grad) < 1e-5
+    assert engine.twin is None and "cannot be copied" in engine.explain()
+
+
+def test_nothing_is_shared_with_the_classifier(model, batch):
+    twin = AttackTwin(model, None, compile=False, probe=batch[0])
+    own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    assert not own & {tensor.data_ptr() for tensor in (*twin.module.parameters(), *twin.module.buffers())}
+    before = copy.deepcopy(model.state_dict())
+    for tensor in (*twin.module.parameters(), *twin.module.buffers()):
+        tensor.zero_()
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_wrong_rewriting_is_noticed(batch, monkeypatch):
+    """Or else the comparison with the plain copy would mean nothing."""
+    load = FoldedConvolution.load
+    monkeypatch.setattr(FoldedConvolution, "load", lambda self, original, scale, shift: load(
+        self, original, scale, None if shift is None else shift * 1.1))  # fmt: skip
+    model = with_statistics(PostActivation()).to(batch[0].device)
+    engine = InputGradient(model)
+    assert relative(engine(*batch).grad, gradient_of(model, *batch)[0]) < 1e-5
+    assert "not fused: the rewritten graph gave logits that differ" in engine.explain()
+
+
+def test_in_16_bits_logits_and_batch_norms_stay_precise(batch):
+    model = with_statistics(create_model("wrn-10-2")).to(batch[0].device)
+    twin = AttackTwin(model, torch.bfloat16, compile=False, probe=batch[0])
+    assert twin.module.fc.weight.dtype == torch.float32
+    assert twin.module.block1.layer.get_submodule("0").conv1.convolution.weight.dtype == torch.bfloat16
+    assert twin.module(batch[0].to(torch.bfloat16)).dtype == torch.float32
+
+
+def test_compiled(batch):
+    model = with_statistics(PostActivation()).to(batch[0].device)
+    engine = InputGradient(model, options=EngineOptions(precision="fp32", compile=True, chunk=None))
+    result = engine(*batch)
+    assert relative(result.grad, gradient_of(model, *batch)[0]) < 1e-5
+    assert engine.features()["compile"] == "on"
+
+
+def test_a_compiler_that_fails_is_done_without(batch, monkeypatch):
+    def broken(module, **options):
+        def run(*_):
+            raise RuntimeError("no compiler here")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    model = PostActivation().to(batch[0].device)
+    engine = InputGradient(model, options=EngineOptions(precision="fp32", compile=True))
+    assert relative(engine(*batch).grad, gradient_of(model, *batch)[0]) < 1e-5
+    assert "RuntimeError: no compiler here" in engine.features()["compile"]
