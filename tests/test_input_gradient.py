@@ -172,7 +172,8 @@ def test_losses_without_a_gradient(model, batch):
     before = traces(model)
     expected = InputGradient(model)(*batch).losses
     for chunk in (None, 3):
-        torch.testing.assert_close(InputGradient(model, options=EngineOptions(precision="fp32", chunk=chunk)).losses(*batch), expected)
+        engine = InputGradient(model, options=EngineOptions(precision="fp32", chunk=chunk))
+        torch.testing.assert_close(engine.losses(*batch), expected)
     assert_same_traces(before, traces(model))
 
 

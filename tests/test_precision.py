@@ -113,7 +113,7 @@ def test_16_bits_come_back_when_a_check_passes(problem):
 
 
 def test_an_overflow_during_the_loop_starts_it_again_in_float32(problem):
-    """The comparison passes, then the loop meets an infinity: the minibatch is done in float32, as if from the start."""
+    """No comparison is due, and the loop meets an infinity: the minibatch is done in float32, from its start."""
     model, images, labels = problem
     steps = dict(steps=3, samples=2, noise=NoiseStream(5, images.device))
     expected = EXP(model, 0.1, **steps).maximize(images, labels)

@@ -250,6 +250,23 @@ def test_a_wrapped_model():
     torch.testing.assert_close(plain.state_dict(), wrapped.state_dict(), rtol=0, atol=0)
 
 
+def test_the_outer_pass_in_bfloat16():
+    """Weights, their gradients and the optimizer stay float32; "auto" follows the inner precision."""
+    images, labels = tiny_batch(6)
+    weights = {}
+    for precision, inner in (("fp32", "bf16"), ("bf16", "fp32"), ("auto", "bf16"), ("auto", "fp32")):
+        model = TinyClassifier()
+        seen = []
+        model.fc.register_forward_hook(lambda module, inputs, logits, seen=seen: seen.append(logits.dtype))
+        trainer_of(model, outer_precision=precision, engine=EngineOptions(precision=inner)).step(images, labels)
+        assert model.fc.weight.dtype == model.fc.weight.grad.dtype == torch.float32
+        weights[precision, inner] = (model.fc.weight.detach(), seen[-1])
+    dtypes = {settings: dtype for settings, (_, dtype) in weights.items()}
+    assert dtypes["fp32", "bf16"] == dtypes["auto", "fp32"] == torch.float32
+    assert dtypes["bf16", "fp32"] == dtypes["auto", "bf16"] == torch.bfloat16
+    torch.testing.assert_close(weights["bf16", "fp32"][0], weights["fp32", "bf16"][0], rtol=0, atol=0.01)
+
+
 def test_methods_by_name():
     model = TinyClassifier()
     assert set(method_names()) == {"adt-exp", "at-pgd", "standard"}
@@ -287,7 +304,8 @@ def test_bad_settings(options, error, message):
 
 
 @pytest.mark.parametrize(
-    "name, value", [("epsilon", -1.0), ("steps", -1), ("samples", 0), ("recipe", "x"), ("outer_precision", "fp16"), ("seed", 2**63)]
+    "name, value",
+    [("epsilon", -1.0), ("steps", -1), ("samples", 0), ("recipe", "x"), ("outer_precision", "fp16"), ("seed", 2**63)],
 )
 def test_bad_settings_of_adt_exp(name, value):
     model = TinyClassifier()

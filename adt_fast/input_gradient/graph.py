@@ -72,6 +72,7 @@ class LoopGraphs:
 def _capture(loop: Loop, images: Tensor, labels: Tensor) -> _Captured:
     images, labels = images.clone(), labels.clone()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(images.device), torch.cuda.graph(graph):
+    # Other threads, such as one that pins memory, may go on calling CUDA meanwhile.
+    with torch.cuda.device(images.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outputs = loop(images, labels)
     return _Captured(graph, images, labels, outputs)
