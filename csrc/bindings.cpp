@@ -1,7 +1,8 @@
-// The only file that sees Python. Arguments are checked in adt_fast/ops.py; here integers become addresses.
+// The only file that sees Python. Arguments are checked in adt_fast; here integers become addresses.
 //
 // Every operator takes `device`, `stream` and `threads`: device -1 is the CPU (stream unused), otherwise a CUDA
-// device (threads unused). A shape is the tuple (batch, channels, pixels, channels_last).
+// device (threads unused); winograd_* are for the CPU alone and take `threads` only. A shape is the tuple (batch,
+// channels, pixels, channels_last).
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -21,9 +22,11 @@ namespace {
 using adt::DType;
 using Address = uintptr_t;
 using ShapeTuple = std::tuple<int64_t, int64_t, int64_t, bool>;
-using BallTuple = std::tuple<double, double, double>;       // epsilon, lower, upper
-using NoiseTuple = std::tuple<Address, int64_t, int64_t>;   // state, draw, first_example
-using TargetTuple = std::tuple<int, Address, int>;          // device, stream, threads
+using BallTuple = std::tuple<double, double, double>;                 // epsilon, lower, upper
+using NoiseTuple = std::tuple<Address, int64_t, int64_t>;             // state, draw, first_example
+using TargetTuple = std::tuple<int, Address, int>;                    // device, stream, threads
+using ImagesTuple = std::tuple<int64_t, int64_t, int64_t, int64_t>;   // batch, height, width, channels
+using StridesTuple = std::tuple<int64_t, int64_t, int64_t, int64_t>;  // out, in, row, column
 
 template <class T = void> T* pointer(Address address) { return reinterpret_cast<T*>(address); }
 
@@ -146,6 +149,25 @@ void normal(const TargetTuple& target, int dtype, const ShapeTuple& shape, const
   ADT_RUN(normal, args, target);
 }
 
+void winograd_conv3x3(int threads, int storage, const ImagesTuple& images, int64_t out_channels, bool relu, Address x,
+                      Address weights, Address bias, Address y) {
+  const auto [batch, height, width, in_channels] = images;
+  const adt::WinogradConvArgs args{dtype_of(storage), batch,        height,     width,
+                                   in_channels,       out_channels, relu,       pointer(x),
+                                   pointer<float>(weights),         pointer<float>(bias), pointer(y)};
+  py::gil_scoped_release release;
+  adt::cpu::winograd_conv3x3(args, threads);
+}
+
+void winograd_transform_weights(int threads, int64_t in_channels, int64_t out_channels, const StridesTuple& strides,
+                                bool flipped, Address weight, Address transformed) {
+  const auto [out, in, row, column] = strides;
+  const adt::WinogradWeightArgs args{in_channels, out_channels, out, in, row, column, flipped, pointer<float>(weight),
+                                     pointer<float>(transformed)};
+  py::gil_scoped_release release;
+  adt::cpu::winograd_transform_weights(args, threads);
+}
+
 int64_t density_partials(const ShapeTuple& shape) {
 #if defined(ADT_WITH_CUDA)
   return adt::cuda::density_partials(shape_of(shape));
@@ -177,6 +199,8 @@ PYBIND11_MODULE(ADT_MODULE_NAME, m) {
   m.def("momentum_linf_step", &momentum_linf_step);
   m.def("uniform_start", &uniform_start);
   m.def("normal", &normal);
+  m.def("winograd_conv3x3", &winograd_conv3x3);
+  m.def("winograd_transform_weights", &winograd_transform_weights);
   m.def("density_partials", &density_partials, "Partial sums of -log p that each (sample, example) needs on CUDA.");
   m.def("cuda_devices", &cuda_devices, "(number of CUDA devices, why there are none or '').");
   m.def("instruction_set", &adt::cpu::instruction_set);

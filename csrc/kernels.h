@@ -128,6 +128,28 @@ struct NormalArgs {
   void* out;  // T [k, B, C, P]
 };
 
+// A 3x3 convolution of stride 1 and padding 1 by Winograd's F(4x4, 3x3), on the CPU alone. Its weights are transformed
+// once, by the second of these. `flipped` and with the strides of their channels exchanged, they make it the gradient
+// with respect to the input.
+struct WinogradConvArgs {
+  DType storage;  // S of x and y: float32, bfloat16 or float16; the arithmetic is in float32
+  int64_t batch, height, width;
+  int64_t in_channels, out_channels;
+  bool relu;
+  const void* x;         // S [B, H, W, Cin]
+  const float* weights;  // [ceil(Cout / 32), 36, Cin, 32], from winograd_transform_weights
+  const float* bias;     // [Cout] or null
+  void* y;               // S [B, H, W, Cout]; must not overlap x
+};
+
+struct WinogradWeightArgs {
+  int64_t in_channels, out_channels;                         // of the convolution that will use them
+  int64_t out_stride, in_stride, row_stride, column_stride;  // of weight, in elements
+  bool flipped;                                              // by 180 degrees
+  const float* weight;
+  float* transformed;  // [ceil(Cout / 32), 36, Cin, 32]
+};
+
 namespace cpu {
 void tanh_gaussian_sample(const SampleArgs&, int threads);
 void tanh_gaussian_sample_backward(const SampleBackwardArgs&, int threads);
@@ -137,6 +159,8 @@ void l2_step(const StepArgs&, int threads);
 void momentum_linf_step(const StepArgs&, int threads);
 void uniform_start(const UniformStartArgs&, int threads);
 void normal(const NormalArgs&, int threads);
+void winograd_conv3x3(const WinogradConvArgs&, int threads);
+void winograd_transform_weights(const WinogradWeightArgs&, int threads);
 
 const char* instruction_set();    // the one in use, "avx512", "avx2", "sse4.2" or "generic"
 const char* instruction_sets();   // those built, comma separated

@@ -13,7 +13,7 @@ import math
 import layouts
 import torch
 
-from adt_fast import NoiseStream, _native, ops
+from adt_fast import NoiseStream, _native, _winograd, ops
 
 SHAPES = [
     (1,), (3,), (2, 1), (2, 3), (3, 63), (2, 65), (1, 1025), (2, 3, 17), (2, 3, 5, 5), (1, 5, 3, 3), (2, 1, 6, 7),
@@ -22,6 +22,11 @@ SHAPES = [
 DTYPES = [
     (torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float16),
     (torch.float64, torch.float64),
+]  # fmt: skip
+CONVOLUTIONS = [
+    # images [B, H, W], then channels in and out
+    ((1, 1, 1), 1, 1), ((2, 4, 4), 3, 5), ((1, 5, 3), 16, 17), ((3, 9, 10), 17, 33), ((2, 8, 8), 64, 48),
+    ((5, 19, 23), 5, 70), ((0, 4, 4), 3, 3),
 ]  # fmt: skip
 EXTREMES = (0.0, -0.0, 1e-45, 50.0, -50.0, 1e30, -1e30, math.inf, -math.inf, math.nan)
 
@@ -63,6 +68,22 @@ def run_all(shape: tuple[int, ...], arrange, compute: torch.dtype, storage: torc
     ops.uniform_start_(new(storage), new(), noise, **options)
 
 
+def run_convolutions() -> None:
+    """And their weights, aligned or not."""
+    for (images, *channels), dtype in itertools.product(CONVOLUTIONS, (torch.float32, torch.bfloat16, torch.float16)):
+        in_channels, out_channels = channels
+        batch, *size = images
+        for shift, threads in ((0, 3), (1, 1)):
+            torch.set_num_threads(threads)
+            pixels = values((batch * math.prod(size) * in_channels + shift,), dtype)[shift:]
+            x = pixels.view(batch, *size, in_channels).permute(0, 3, 1, 2)
+            weight = values((math.prod(channels) * 9 + shift,), torch.float32)[shift:].view(*channels, 3, 3)
+            transformed = _winograd.transform_weights(weight, transposed=True)
+            bias = values((out_channels + shift,), torch.float32)[shift:]
+            _winograd.conv3x3(x, transformed, out_channels, bias if shift else None, relu=bool(shift))
+            _winograd.transform_weights(weight)
+
+
 def main() -> None:
     torch.manual_seed(0)
     sets = []
@@ -72,6 +93,7 @@ def main() -> None:
         except ValueError:  # built, but this CPU lacks it
             continue
         sets.append(name)
+        run_convolutions()
         for shape, (compute, storage) in itertools.product(SHAPES, DTYPES):
             arrangements = [layouts.contiguous, layouts.unaligned]
             if len(shape) in layouts.CHANNELS_LAST:

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -39,6 +40,10 @@ struct KernelTable {
   decltype(&ADT_BASE_ISA::momentum_linf_step) momentum_linf_step;
   decltype(&ADT_BASE_ISA::uniform_start) uniform_start;
   decltype(&ADT_BASE_ISA::normal) normal;
+  decltype(&ADT_BASE_ISA::winograd_tiles) winograd_tiles;
+  decltype(&ADT_BASE_ISA::winograd_scratch) winograd_scratch;
+  decltype(&ADT_BASE_ISA::winograd_conv3x3) winograd_conv3x3;
+  decltype(&ADT_BASE_ISA::winograd_transform_weights) winograd_transform_weights;
 };
 
 // Best first.
@@ -52,7 +57,11 @@ struct KernelTable {
    isa::l2_step,                                                                                                    \
    isa::momentum_linf_step,                                                                                         \
    isa::uniform_start,                                                                                              \
-   isa::normal},
+   isa::normal,                                                                                                     \
+   isa::winograd_tiles,                                                                                             \
+   isa::winograd_scratch,                                                                                           \
+   isa::winograd_conv3x3,                                                                                           \
+   isa::winograd_transform_weights},
 constexpr KernelTable kTables[] = {ADT_FOR_EACH_ISA(ADT_TABLE)};
 #undef ADT_TABLE
 
@@ -175,6 +184,25 @@ void uniform_start(const UniformStartArgs& args, int threads) {
 void normal(const NormalArgs& args, int threads) {
   for_each_chunk(args.dtype, args.shape, args.samples, threads,
                  [&](int64_t first, int64_t last) { current()->normal(args, first, last); });
+}
+
+void winograd_conv3x3(const WinogradConvArgs& args, int threads) {
+  const int64_t tiles = current()->winograd_tiles(args);
+  // Sixteen multiplications take no longer than an element of the other operators.
+  const int64_t work = tiles * 36 * args.in_channels * args.out_channels / 16;
+  const int64_t parts = useful_threads(work, threads), floats = current()->winograd_scratch(args);
+  const std::unique_ptr<float[]> scratch(new float[parts * floats]);  // here: no one catches what a thread throws
+  parallel_for(parts, static_cast<int>(parts), [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) {
+      current()->winograd_conv3x3(args, tiles * part / parts, tiles * (part + 1) / parts, &scratch[part * floats]);
+    }
+  });
+}
+
+void winograd_transform_weights(const WinogradWeightArgs& args, int threads) {
+  const int64_t panels = (args.out_channels + kPanel - 1) / kPanel;
+  parallel_for(panels * args.in_channels, useful_threads(panels * args.in_channels * kPanel * 36, threads),
+               [&](int64_t first, int64_t last) { current()->winograd_transform_weights(args, first, last); });
 }
 
 const char* instruction_set() { return current()->name; }
