@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from adt_fast.input_gradient import EngineOptions, InputGradient
-from adt_fast.input_gradient.fusion import FoldedConvolution
+from adt_fast.input_gradient.layers import FoldedConvolution, WinogradConvolution
 from adt_fast.input_gradient.twin import AttackTwin, TwinUnavailable
 from adt_fast.models import Normalize, create_model
 
@@ -146,7 +146,7 @@ def test_the_twin_in_float64(model, batch):
      ("preactresnet-18", 8, 9)],
 )  # fmt: skip
 def test_what_is_folded(name, folded, affine, batch):
-    twin = AttackTwin(MODELS[name]().to(batch[0].device), None, compile=False, probe=batch[0])
+    twin = AttackTwin(MODELS[name]().to(batch[0].device), None, compile=False, winograd=True, probe=batch[0])
     assert (twin.folded, twin.affine, twin.unfused_because) == (folded, affine, "")
 
 
@@ -199,7 +199,7 @@ def test_a_model_with_hooks_is_run_itself(batch, kind):
     engine(*batch)
     assert seen and engine.twin is None and "the model has hooks (on conv1)" in engine.explain()
     with pytest.raises(TwinUnavailable, match="hooks"):
-        AttackTwin(model, None, compile=False, probe=batch[0])
+        AttackTwin(model, None, compile=False, winograd=True, probe=batch[0])
 
 
 def test_a_model_that_cannot_be_copied_is_run_itself(batch):
@@ -212,7 +212,7 @@ def test_a_model_that_cannot_be_copied_is_run_itself(batch):
 
 
 def test_nothing_is_shared_with_the_classifier(model, batch):
-    twin = AttackTwin(model, None, compile=False, probe=batch[0])
+    twin = AttackTwin(model, None, compile=False, winograd=True, probe=batch[0])
     own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     assert not own & {tensor.data_ptr() for tensor in (*twin.module.parameters(), *twin.module.buffers())}
     before = copy.deepcopy(model.state_dict())
@@ -234,10 +234,36 @@ def test_a_wrong_rewriting_is_noticed(batch, monkeypatch):
 
 def test_in_16_bits_logits_and_batch_norms_stay_precise(batch):
     model = with_statistics(create_model("wrn-10-2")).to(batch[0].device)
-    twin = AttackTwin(model, torch.bfloat16, compile=False, probe=batch[0])
+    twin = AttackTwin(model, torch.bfloat16, compile=False, winograd=True, probe=batch[0])
     assert twin.module.fc.weight.dtype == torch.float32
-    assert twin.module.block1.layer.get_submodule("0").conv1.convolution.weight.dtype == torch.bfloat16
+    assert twin.module.block1.layer.get_submodule("0").convShortcut.convolution.weight.dtype == torch.bfloat16
     assert twin.module(batch[0].to(torch.bfloat16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-5), ("bf16", 0.15)])
+def test_winograd_convolutions(precision, tolerance):
+    """With and without a batch norm and a ReLU after them, on images whose size is no multiple of 4."""
+    torch.manual_seed(0)
+    model = with_statistics(
+        nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),  # three channels: not worth it
+            nn.Conv2d(16, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(),
+            nn.Conv2d(24, 16, 3, padding=1),
+            nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1, stride=2), nn.Conv2d(16, 16, 3, padding=1, groups=2),
+            nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"), nn.Flatten(), nn.Linear(16 * 36, 4),
+        )
+    )  # fmt: skip
+    images, labels = torch.rand(5, 3, 11, 12), torch.tensor([0, 1, 2, 3, 0])
+    options = EngineOptions(precision=precision)
+    engine = InputGradient(model, options=options)
+    result = engine(images, labels)
+    assert engine.twin.winograd == 3 and "3 convolutions by Winograd" in engine.explain()
+    assert sum(isinstance(module, WinogradConvolution) for module in engine.twin.module.modules()) == 3
+    expected, _ = gradient_of(model, images, labels)
+    assert relative(result.grad, expected) < tolerance
+    direct = InputGradient(model, options=EngineOptions(precision=precision, winograd=False))
+    assert relative(direct(images, labels).grad, expected) < tolerance and direct.twin.winograd == 0
 
 
 def test_compiled(batch):

@@ -381,14 +381,14 @@ class InputGradient:
     def _build_twin(self, dtype: torch.dtype | None, images: Tensor) -> AttackTwin:
         probe = images[:_PROBE_IMAGES]
         if self.options.compile and not self._not_compiled_because:
-            twin = AttackTwin(self.model, dtype, compile=True, probe=probe)
+            twin = AttackTwin(self.model, dtype, compile=True, winograd=False, probe=probe)
             try:
                 with torch.no_grad():
                     twin.run(probe.to(dtype or probe.dtype))
                 return twin
             except Exception as error:  # a compiler may fail in any way: without one, or on a model it cannot do
                 self._not_compiled_because = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        return AttackTwin(self.model, dtype, compile=False, probe=probe)
+        return AttackTwin(self.model, dtype, compile=False, winograd=self.options.winograd, probe=probe)
 
     def _give_up_twins(self, reason: str) -> None:
         self._no_twin_because = reason
@@ -425,7 +425,8 @@ class InputGradient:
     def _explain_fusion(self, twin: AttackTwin) -> str:
         if twin.unfused_because:
             return f"not fused: {twin.unfused_because}"
-        return f"fused: {twin.folded} batch norms folded into convolutions, {twin.affine} affine maps"
+        winograd = f", {twin.winograd} convolutions by Winograd's algorithm" if twin.winograd else ""
+        return f"fused: {twin.folded} batch norms folded into convolutions, {twin.affine} affine maps{winograd}"
 
     def _explain_compile(self) -> str:
         if not self.options.compile:

@@ -15,93 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .. import ops
 from ..models import Normalize
+from .layers import BATCH_NORMS, CONVOLUTIONS, ChannelAffine, Float32Linear, FoldedConvolution, WinogradConvolution
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
-
-
-class ChannelAffine(nn.Module):
-    """``scale[c] * x + shift[c]``, and a ReLU where there was one: what a batch norm or a normalisation becomes.
-
-    Args:
-        source: the name of the module whose map it is.
-        relu: whether a ReLU follows.
-        native: use the fused operator; otherwise PyTorch's own, which ``torch.compile`` fuses itself.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, source: str, like: Tensor, relu: bool, native: bool) -> None:
-        super().__init__()
-        self.source = source
-        self.relu = relu
-        self.native = native
-        for name in ("scale", "shift"):
-            self.register_buffer(name, torch.zeros_like(like, memory_format=torch.contiguous_format).flatten())
-
-    def load(self, scale: Tensor, shift: Tensor) -> None:
-        self.scale.copy_(scale)
-        self.shift.copy_(shift)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.native and hasattr(ops, 'affine_relu'):
-            return ops.affine_relu(x, self.scale, self.shift, relu=self.relu)
-        per_channel = (-1,) + (1,) * (x.dim() - 2)
-        out = x * self.scale.view(per_channel) + self.shift.view(per_channel)
-        return (torch.relu(out) if self.relu else out).to(x.dtype)
-
-
-class FoldedConvolution(nn.Module):
-    """A convolution with the batch norm after it in its weights, and a ReLU where there was one.
-
-    Args:
-        convolution: a copy of the classifier's; its weights are replaced.
-        source, norm_source: the names of the convolution and of the batch norm; None for none.
-    """
-
-    def __init__(self, convolution: nn.Module, source: str, norm_source: str | None, relu: bool) -> None:
-        super().__init__()
-        self.convolution = convolution
-        self.source = source
-        self.norm_source = norm_source
-        self.relu = relu
-        if norm_source is not None and convolution.bias is None:
-            weight = convolution.weight
-            convolution.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=False)
-
-    def load(self, original: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
-        weight, bias = original.weight, original.bias
-        if scale is not None:
-            weight = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
-            bias = shift if bias is None else bias * scale + shift
-        self.convolution.weight.copy_(weight)
-        if bias is not None:
-            self.convolution.bias.copy_(bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.convolution(x)
-        # In place, as nobody else reads a convolution's output, its backward included.
-        return torch.relu_(out) if self.relu else out
-
-
-class Float32Linear(nn.Linear):
-    """The layer that gives the logits, in the classifier's own precision: its rounding would be the loss's."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        self.weight, self.bias = linear.weight, linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
-
-
-KEEPS_PRECISION = (ChannelAffine, Float32Linear, *_BATCH_NORMS)
-"""Modules whose parameters stay as precise as the classifier's in a 16-bit twin."""
 
 
 def affine_maps(modules: Mapping[str, nn.Module], names: Iterable[str]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -131,13 +49,17 @@ def _batch_norm_maps(norms: list[nn.Module]) -> list[tuple[Tensor, Tensor]]:
     return list(zip(scales, shifts))
 
 
-def fuse(model: nn.Module, native: bool) -> fx.GraphModule:
+def fuse(model: nn.Module, *, native: bool, winograd: bool) -> fx.GraphModule:
     """The model, which must be in eval mode, rewritten; its modules are shared, their weights not yet loaded.
+
+    Args:
+        native: use the library's own operators, not only PyTorch's.
+        winograd: use :class:`WinogradConvolution` where it can be.
 
     Raises whatever ``torch.fx`` does where the model's graph depends on its input.
     """
     graph = _Tracer().trace(model)
-    return _Rewriter(fx.GraphModule(model, graph), native).rewrite()
+    return _Rewriter(fx.GraphModule(model, graph), native, winograd).rewrite()
 
 
 class _Tracer(fx.Tracer):
@@ -148,7 +70,8 @@ class _Tracer(fx.Tracer):
 class _Rewriter:
     """Rewrites the graph of a classifier node by node, in the order they run."""
 
-    def __init__(self, traced: fx.GraphModule, native: bool) -> None:
+    def __init__(self, traced: fx.GraphModule, native: bool, winograd: bool) -> None:
+        self.winograd = winograd
         self.traced = traced
         self.graph = traced.graph
         self.native = native
@@ -159,7 +82,7 @@ class _Rewriter:
     def rewrite(self) -> fx.GraphModule:
         for node in list(self.graph.nodes):
             module = None if node in self.bypassed else self._module(node)
-            if isinstance(module, _CONVOLUTIONS):
+            if isinstance(module, CONVOLUTIONS):
                 self._fold(node)
             elif _is_constant_norm(module) or isinstance(module, Normalize):
                 self._make_affine(node, module)
@@ -177,7 +100,7 @@ class _Rewriter:
         if node.op != "call_module" or self.calls[node.target] != 1:
             return None
         module = self.modules[node.target]
-        return module if type(module) in (*_CONVOLUTIONS, *_BATCH_NORMS, Normalize, nn.Linear) else None
+        return module if type(module) in (*CONVOLUTIONS, *BATCH_NORMS, Normalize, nn.Linear) else None
 
     def _fold(self, node: fx.Node) -> None:
         norm = self._only_user(node)
@@ -187,7 +110,10 @@ class _Rewriter:
             self._bypass(norm)
         relu = self._take_relu(node)
         norm_source = None if norm is None else norm.target
-        self._replace_module(node, FoldedConvolution(self.modules[node.target], node.target, norm_source, relu))
+        convolution = self.modules[node.target]
+        winograd = self.winograd and WinogradConvolution.can_be(convolution)
+        layer = WinogradConvolution if winograd else FoldedConvolution
+        self._replace_module(node, layer(convolution, node.target, norm_source, relu))
 
     def _make_affine(self, node: fx.Node, module: nn.Module) -> None:
         like = module.mean if isinstance(module, Normalize) else module.running_mean
@@ -221,7 +147,7 @@ class _Rewriter:
     def _is_convolution(self, node: fx.Node) -> bool:
         """Whether the node's output comes straight from a convolution: a ReLU's is needed by its backward."""
         module = self.traced.get_submodule(node.target) if node.op == "call_module" else None
-        return isinstance(module, FoldedConvolution) and not module.relu
+        return isinstance(module, (FoldedConvolution, WinogradConvolution)) and not module.relu
 
     def _only_user(self, node: fx.Node) -> fx.Node | None:
         return next(iter(node.users)) if len(node.users) == 1 else None
@@ -237,4 +163,4 @@ class _Rewriter:
 
 def _is_constant_norm(module: nn.Module | None) -> bool:
     """A batch norm that uses its running statistics."""
-    return isinstance(module, _BATCH_NORMS) and not module.training and module.running_mean is not None
+    return isinstance(module, BATCH_NORMS) and not module.training and module.running_mean is not None

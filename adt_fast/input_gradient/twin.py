@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .fusion import KEEPS_PRECISION, ChannelAffine, FoldedConvolution, affine_maps, fuse
+from .fusion import affine_maps, fuse
+from .layers import CONVOLUTIONS, FUSED, KEEPS_PRECISION, ChannelAffine, WinogradConvolution
 
 _TOLERANCE = 1e-3  # relative to the largest element: far above float32 rounding, far below a wrong graph
 
@@ -26,21 +27,25 @@ class AttackTwin:
         model: the classifier, without wrappers.
         dtype: of convolutions and matrix products; None for the classifier's own.
         compile: run it through ``torch.compile``.
+        winograd: on a CPU, compute 3x3 convolutions by Winograd's algorithm.
         probe: a few images ``[n, C, H, W]``, on which the rewritten copy must agree with the plain one.
 
     Raises:
         TwinUnavailable: if the classifier has hooks, which a copy would run on values of its own, or cannot be copied.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None, *, compile: bool, probe: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype | None, *, compile: bool, winograd: bool, probe: Tensor
+    ) -> None:
         self._structure = structure_of(model)
         plain = _copy_of(model)
         self.unfused_because = ""
-        self.module = self._fused(plain, model, probe, native=not compile) or plain
+        self.module = self._fused(plain, model, probe, native=not compile, winograd=winograd and not compile) or plain
         for module in self.module.modules():
             if dtype is not None and not isinstance(module, KEEPS_PRECISION):
                 _cast(module, dtype)
-        self.module.to(memory_format=torch.channels_last)
+            if isinstance(module, CONVOLUTIONS):
+                module.to(memory_format=torch.channels_last)
         self.dtype = dtype or next((t.dtype for t in model.parameters() if t.is_floating_point()), probe.dtype)
         self._fused_modules = _fused_modules(self.module)
         self._plain_tensors = _plain_tensors(self.module)
@@ -62,17 +67,24 @@ class AttackTwin:
     @property
     def folded(self) -> int:
         """How many batch norms are in the weights of a convolution."""
-        return sum(isinstance(m, FoldedConvolution) and m.norm_source is not None for m in self._fused_modules)
+        return sum(getattr(part, "norm_source", None) is not None for part in self._fused_modules)
+
+    @property
+    def winograd(self) -> int:
+        """How many convolutions are computed by Winograd's algorithm."""
+        return sum(isinstance(part, WinogradConvolution) for part in self._fused_modules)
 
     @property
     def affine(self) -> int:
         """How many batch norms and normalisations are a single pass, with the ReLU after them."""
         return sum(isinstance(module, ChannelAffine) for module in self._fused_modules)
 
-    def _fused(self, plain: nn.Module, model: nn.Module, probe: Tensor, native: bool) -> nn.Module | None:
+    def _fused(
+        self, plain: nn.Module, model: nn.Module, probe: Tensor, *, native: bool, winograd: bool
+    ) -> nn.Module | None:
         """The rewritten copy; None, and the reason kept, where it cannot be had or does not compute the same."""
         try:
-            fused = fuse(copy.deepcopy(plain), native)
+            fused = fuse(copy.deepcopy(plain), native=native, winograd=winograd)
             with torch.no_grad():
                 _load(_fused_modules(fused), model)
             fused.requires_grad_(False)
@@ -136,19 +148,17 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
                 tensor.data = tensor.data.to(dtype)
 
 
-def _fused_modules(module: nn.Module) -> list[ChannelAffine | FoldedConvolution]:
-    return [part for part in module.modules() if isinstance(part, (ChannelAffine, FoldedConvolution))]
+def _fused_modules(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, FUSED)]
 
 
 def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The tensors that are the classifier's own by name: all but those of fused modules."""
-    fused = tuple(
-        f"{name}." for name, part in module.named_modules() if isinstance(part, (ChannelAffine, FoldedConvolution))
-    )
+    fused = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, FUSED))
     return {name: tensor for name, tensor in _named_tensors(module) if not name.startswith(fused)}
 
 
-def _load(fused: list[ChannelAffine | FoldedConvolution], model: nn.Module) -> None:
+def _load(fused: list[nn.Module], model: nn.Module) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     names = [part.source if isinstance(part, ChannelAffine) else part.norm_source for part in fused]
     maps = affine_maps(modules, {name: None for name in names if name is not None})
