@@ -6,9 +6,12 @@ import torch
 
 from . import _launch
 from ._checks import (
+    check_activation,
     check_ball,
     check_batch,
+    check_bool,
     check_choice,
+    check_coefficients,
     check_finite,
     check_int,
     check_iterate,
@@ -172,6 +175,14 @@ def normal(
     check_batch("like", like)
     check_noise(noise, like, draw, first_example, samples, like_name="like")
     return _launch.normal(like, Draw(noise, draw, first_example), samples)
+
+
+def check_affine_arguments(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, relu: bool) -> None:
+    """Every check of affine_relu's arguments."""
+    check_activation("x", x)
+    check_coefficients("scale", scale, "x", x)
+    check_coefficients("shift", shift, "x", x)
+    check_bool("relu", relu)
 
 
 def _check_out(out: torch.Tensor, grad_x_adv: torch.Tensor, layout: torch.memory_format) -> None:

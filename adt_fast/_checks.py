@@ -25,6 +25,37 @@ def check_batch(name: str, tensor: torch.Tensor) -> None:
         raise ValueError(f"{name} must be a batch [B, ...] of examples that are not empty, got {_size(tensor)}")
 
 
+def check_activation(name: str, tensor: torch.Tensor) -> None:
+    """A floating tensor ``[N, C, ...]`` whose examples have at least one element."""
+    check_tensor(name, tensor)
+    if tensor.dtype not in (*COMPUTE_DTYPES, *HALF_DTYPES):
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {_short(tensor.dtype)}")
+    if tensor.dim() < 2 or math.prod(tensor.shape[1:]) == 0:
+        raise ValueError(f"{name} must be [N, C, ...] with examples that are not empty, got {_size(tensor)}")
+    if math.prod(tensor.shape[1:]) > 4 * MAX_BLOCKS:
+        raise ValueError(f"{name} must have at most 2**34 elements an example, got {_size(tensor)}")
+
+
+def check_coefficients(name: str, tensor: torch.Tensor, like_name: str, like: torch.Tensor) -> None:
+    """One number for each channel of ``like``, float32 (float64 for float64), outside of autograd."""
+    check_tensor(name, tensor)
+    wanted = torch.promote_types(like.dtype, torch.float32)
+    if tensor.dtype != wanted:
+        raise TypeError(
+            f"{name} must be {_short(wanted)} for {_short(like.dtype)} {like_name}, got {_short(tensor.dtype)}"
+        )
+    if tensor.shape != like.shape[1:2]:
+        raise ValueError(f"{name} must be {list(like.shape[1:2])}, a number for each channel, got {_size(tensor)}")
+    _check_device(name, tensor, like_name, like)
+    check_constant(name, tensor.requires_grad and torch.is_grad_enabled())
+
+
+def check_constant(name: str, needs_grad: bool) -> None:
+    """An argument that autograd does not follow."""
+    if needs_grad:
+        raise ValueError(f"{name} gets no gradient and must not require one; pass {name}.detach()")
+
+
 def check_like(name: str, tensor: torch.Tensor, like_name: str, like: torch.Tensor) -> None:
     """The same shape, dtype and device as another argument."""
     check_tensor(name, tensor)
@@ -94,6 +125,11 @@ def check_int(name: str, value: int, lowest: int, end: int) -> None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not lowest <= value < end:
         raise ValueError(f"{name} must be in [{lowest}, {end - 1}], got {value}")
+
+
+def check_bool(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
 def check_ball(epsilon: float, lower: float, upper: float, dtype: torch.dtype = torch.float64) -> None:

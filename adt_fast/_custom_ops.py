@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from . import _checked, _launch
+from ._checks import check_constant
 from ._launch import Ball, Draw
 from ._layout import empty_samples, preferred_layout
 
@@ -238,3 +239,41 @@ def normal(like: torch.Tensor, noise: torch.Tensor, samples: int, draw: int, fir
 @normal.register_fake
 def _(like, noise, samples, draw, first_example):
     return empty_samples(like, samples, preferred_layout(like), like.dtype)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::affine_relu", mutates_args=())
+def affine_relu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, relu: bool) -> torch.Tensor:
+    _checked.check_affine_arguments(x, scale, shift, relu)
+    return _launch.affine_relu(x, scale, shift, relu)
+
+
+@affine_relu.register_fake
+def _(x, scale, shift, relu):
+    return torch.empty_like(x, memory_format=preferred_layout(x))
+
+
+@torch.library.custom_op(f"{NAMESPACE}::affine_relu_backward", mutates_args=())
+def affine_relu_backward(grad_y: torch.Tensor, y: torch.Tensor | None, scale: torch.Tensor) -> torch.Tensor:
+    """The gradient of x; y is None without ReLU."""
+    return _launch.affine_relu_backward(grad_y, y, scale)
+
+
+@affine_relu_backward.register_fake
+def _(grad_y, y, scale):
+    return torch.empty_like(grad_y, memory_format=preferred_layout(grad_y if y is None else y))
+
+
+def _save_output(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    _, scale, _, relu = inputs
+    # The operator itself runs below autograd, where its checks cannot tell.
+    check_constant("scale", ctx.needs_input_grad[1])
+    check_constant("shift", ctx.needs_input_grad[2])
+    ctx.save_for_backward(output if relu else None, scale)
+
+
+def _affine_backward(ctx: Any, grad_y: torch.Tensor) -> tuple:
+    y, scale = ctx.saved_tensors
+    return affine_relu_backward(grad_y, y, scale), None, None, None
+
+
+affine_relu.register_autograd(_affine_backward, setup_context=_save_output)

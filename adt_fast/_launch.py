@@ -61,6 +61,12 @@ def _shape(like: torch.Tensor, layout: torch.memory_format) -> tuple[int, int, i
     return like.shape[0], channels, pixels, layout != torch.contiguous_format
 
 
+def _channel_shape(like: torch.Tensor, layout: torch.memory_format) -> tuple[int, int, int, bool]:
+    """Like :func:`_shape`, but every channel counts; those of a single pixel are neighbours, as in channels_last."""
+    pixels = math.prod(like.shape[2:])
+    return like.shape[0], like.shape[1], pixels, layout != torch.contiguous_format or pixels == 1
+
+
 def _address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
@@ -260,6 +266,34 @@ def normal(like: torch.Tensor, draw: Draw, samples: int) -> torch.Tensor:
         out.data_ptr(),
     )
     return out
+
+
+def affine_relu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, relu: bool) -> torch.Tensor:
+    """Returns y like x, in x's layout."""
+    layout = preferred_layout(x)
+    x, scale, shift = with_layout(x, layout), scale.contiguous(), shift.contiguous()
+    if not _native.runs_on(x.device):
+        return with_layout(reference.affine_relu(x, scale, shift, relu=relu), layout)
+    y = torch.empty_like(x, memory_format=layout)
+    _native.module.affine_relu(
+        _native.target(x.device), _native.DTYPE_CODES[scale.dtype], _native.DTYPE_CODES[x.dtype],
+        _channel_shape(x, layout), relu, x.data_ptr(), scale.data_ptr(), shift.data_ptr(), y.data_ptr(),
+    )
+    return y
+
+
+def affine_relu_backward(grad_y: torch.Tensor, y: torch.Tensor | None, scale: torch.Tensor) -> torch.Tensor:
+    """The gradient of x, in the layout of y; of grad_y without ReLU, when y is None."""
+    layout = preferred_layout(grad_y if y is None else y)
+    grad_y, scale = with_layout(grad_y, layout), scale.contiguous()
+    if not _native.runs_on(grad_y.device):
+        return with_layout(reference.affine_relu_backward(grad_y, y, scale), layout)
+    grad_x = torch.empty_like(grad_y, memory_format=layout)
+    _native.module.affine_relu_backward(
+        _native.target(grad_y.device), _native.DTYPE_CODES[scale.dtype], _native.DTYPE_CODES[grad_y.dtype],
+        _channel_shape(grad_y, layout), grad_y.data_ptr(), _address(y), scale.data_ptr(), grad_x.data_ptr(),
+    )
+    return grad_x
 
 
 def mark_written(*tensors: torch.Tensor | None) -> None:

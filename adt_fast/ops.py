@@ -32,6 +32,7 @@ from ._launch import Ball, Draw
 from .noise import MAX_OFFSET
 
 __all__ = [
+    "affine_relu",
     "l2_step_",
     "linf_step_",
     "momentum_linf_step_",
@@ -395,6 +396,57 @@ def normal(
     if torch.compiler.is_compiling():
         return _custom_ops.normal(like, noise, samples, draw, first_example)
     return _checked.normal(like, noise, samples, draw, first_example)
+
+
+class _AffineRelu(torch.autograd.Function):
+    """Keeps the output and not the input: it tells where the ReLU passes, and whoever comes next keeps it anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, relu: bool) -> torch.Tensor:
+        y = _launch.affine_relu(x, scale, shift, relu)
+        ctx.save_for_backward(y if relu else None, scale)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_y: torch.Tensor) -> tuple:
+        y, scale = ctx.saved_tensors
+        return _launch.affine_relu_backward(grad_y, y, scale), None, None, None
+
+
+def affine_relu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, *, relu: bool = True) -> torch.Tensor:
+    """A per-channel affine map and a ReLU in one pass: what a frozen BatchNorm and the ReLU behind it come to.
+
+    Equivalent to::
+
+        y = x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)  # for [N, C, H, W]
+        y = torch.relu(y) if relu else y
+
+    and, with ``scale = weight / (running_var + eps).sqrt()`` and ``shift = bias - running_mean * scale``, to
+    ``torch.relu(F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps))``. Forward and backward read and
+    write each tensor once, and y alone is kept for backward (nothing of x's size without ``relu``).
+
+    Args:
+        x: ``[N, C, ...]``, float32, bfloat16, float16 or float64, in any memory layout.
+        scale: ``[C]``, float32, or float64 when x is; a constant.
+        shift: like scale.
+        relu: whether to cut off below zero.
+
+    Returns:
+        y in x's shape and dtype, and in its layout where that is contiguous or channels_last (else contiguous).
+        Arithmetic is in scale's dtype, rounded once. y is differentiable, once, in x: the gradient is
+        ``scale * grad_y``, zero where y is 0, as torch.relu's. A NaN stays a NaN.
+
+    Raises:
+        TypeError, ValueError: for an argument of the wrong type, shape, dtype or device, by name; for a scale or shift
+            that requires grad while grad is enabled.
+    """
+    if torch.compiler.is_compiling():
+        return _custom_ops.affine_relu(x, scale, shift, relu)
+    _checked.check_affine_arguments(x, scale, shift, relu)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _AffineRelu.apply(x, scale, shift, relu)
+    return _launch.affine_relu(x, scale, shift, relu)
 
 
 def _unpack_accumulated(

@@ -271,3 +271,19 @@ def uniform_start_(
     lanes = [(word.to(torch.float32) * 2.0**-32 + 2.0**-33) * 2.0 - 1.0 for word in words]
     uniform = _lanes_to_elements(lanes, x.shape)[0].to(x.dtype)
     return x_adv.copy_(_project_linf(x + epsilon * uniform, x, epsilon, lower, upper))
+
+
+def affine_relu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, *, relu: bool = True) -> torch.Tensor:
+    """max(0, scale[c] x + shift[c]) of x ``[N, C, ...]``, computed in scale's dtype; without ``relu`` the map alone."""
+    y = (x.to(scale.dtype) * _per_channel(scale, x) + _per_channel(shift, x)).to(x.dtype)
+    return torch.relu(y) if relu else y
+
+
+def affine_relu_backward(grad_y: torch.Tensor, y: torch.Tensor | None, scale: torch.Tensor) -> torch.Tensor:
+    """The gradient of x: scale[c] grad_y, zero where y <= 0; y is None without ReLU."""
+    grad_x = (grad_y.to(scale.dtype) * _per_channel(scale, grad_y)).to(grad_y.dtype)
+    return grad_x if y is None else torch.where(y <= 0, 0.0, grad_x)
+
+
+def _per_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return values.view(-1, *[1] * (like.dim() - 2))

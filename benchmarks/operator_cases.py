@@ -477,6 +477,69 @@ class UniformStart(OperatorCase):
         return self._bytes(float32=1, stored=1)
 
 
+class AffineRelu(OperatorCase):
+    """Of images in x_adv's dtype, beside a BatchNorm in eval mode and the ReLU behind it."""
+
+    name = "affine_relu"
+
+    def _make_inputs(self) -> None:
+        w = self.workload
+        self.activation, self.grad_y = (
+            self._images(w.dtype, lambda t: t.uniform_(-1.0, 1.0, generator=self._generator)) for _ in range(2)
+        )
+        statistics = torch.empty(4, w.image[0], device=w.device)  # mean, variance, weight, bias
+        self.batch_norm = tuple(statistics.uniform_(0.5, 0.75, generator=self._generator))
+        mean, variance, weight, bias = self.batch_norm
+        self.scale = weight / (variance + plain.BATCH_NORM_EPS).sqrt()
+        self.shift = bias - mean * self.scale
+        self.y = ops.affine_relu(self.activation, self.scale, self.shift)
+
+    @property
+    def _scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """In float64."""
+        return self.scale.double(), self.shift.double()
+
+    def ours(self) -> dict[str, torch.Tensor]:
+        return {"y": ops.affine_relu(self.activation, self.scale, self.shift)}
+
+    def truth(self) -> dict[str, torch.Tensor]:
+        return {"y": reference.affine_relu(self.activation.double(), *self._scale_and_shift)}
+
+    def _call(self, transform: Callable) -> Call:
+        return partial(transform(plain.batch_norm_relu), self.activation, *self.batch_norm)
+
+    def plain(self, fused: bool) -> dict[str, torch.Tensor]:
+        return {"y": self._call(_as_it_is)()}
+
+    def contestants(self) -> dict[str, Call]:
+        return {EAGER: self._call(_as_it_is), COMPILED: self._call(self.compiled)}
+
+    def bytes_moved(self) -> int:
+        return self._bytes(stored=2)
+
+
+class AffineReluBackward(AffineRelu):
+    name = "affine_relu_backward"
+
+    def ours(self) -> dict[str, torch.Tensor]:
+        return {"grad_x": _launch.affine_relu_backward(self.grad_y, self.y, self.scale)}
+
+    def truth(self) -> dict[str, torch.Tensor]:
+        scale, _ = self._scale_and_shift
+        return {"grad_x": reference.affine_relu_backward(self.grad_y.double(), self.y.double(), scale)}
+
+    def _call(self, transform: Callable) -> Call:
+        mean, variance, weight, _ = self.batch_norm
+        function = transform(plain.batch_norm_relu_backward)
+        return partial(function, self.grad_y, self.y, self.activation, mean, variance, weight)
+
+    def plain(self, fused: bool) -> dict[str, torch.Tensor]:
+        return {"grad_x": self._call(_as_it_is)()}
+
+    def bytes_moved(self) -> int:
+        return self._bytes(stored=3)
+
+
 CASES: dict[str, type[OperatorCase]] = {
     case.name: case
     for case in (
@@ -488,5 +551,7 @@ CASES: dict[str, type[OperatorCase]] = {
         L2Step,
         MomentumLinfStep,
         UniformStart,
+        AffineRelu,
+        AffineReluBackward,
     )
 }

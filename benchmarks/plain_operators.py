@@ -382,6 +382,33 @@ def fused_draw_and_uniform_start(x_adv: torch.Tensor, x: torch.Tensor, **options
     fused_uniform_start(x_adv, x, torch.rand(x.shape, device=x.device) * 2.0 - 1.0, **options)
 
 
+# ---- BatchNorm in eval mode, then ReLU; tensors of images, as layers see them ----------------------------------------
+BATCH_NORM_EPS = 1e-5
+
+
+def batch_norm_relu(
+    x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """ReLU in place, as networks have it."""
+    return F.batch_norm(x, mean, variance, weight, bias, eps=BATCH_NORM_EPS).relu_()
+
+
+def batch_norm_relu_backward(
+    grad_y: torch.Tensor,
+    y: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    weight: torch.Tensor,
+) -> torch.Tensor:
+    """The gradient of x alone, by the two operators that autograd runs."""
+    passed = torch.ops.aten.threshold_backward(grad_y, y, 0)
+    none = weight.new_empty(0)
+    return torch.ops.aten.native_batch_norm_backward(
+        passed, x, weight, mean, variance, none, none, False, BATCH_NORM_EPS, [True, False, False]
+    )[0]
+
+
 def _norm(tensor: torch.Tensor, order: int) -> torch.Tensor:
     """The norm of each example ``[B, 1]``, never zero."""
     return torch.linalg.vector_norm(tensor, order, dim=1, keepdim=True).clamp_min(torch.finfo(tensor.dtype).tiny)

@@ -149,6 +149,20 @@ void normal(const TargetTuple& target, int dtype, const ShapeTuple& shape, const
   ADT_RUN(normal, args, target);
 }
 
+void affine_relu(const TargetTuple& target, int dtype, int storage, const ShapeTuple& shape, bool relu, Address x,
+                 Address scale, Address shift, Address y) {
+  const adt::AffineReluArgs args{dtype_of(dtype), dtype_of(storage), shape_of(shape), relu,
+                                 pointer(x),      pointer(scale),    pointer(shift),  pointer(y)};
+  ADT_RUN(affine_relu, args, target);
+}
+
+void affine_relu_backward(const TargetTuple& target, int dtype, int storage, const ShapeTuple& shape, Address grad_y,
+                          Address y, Address scale, Address grad_x) {
+  const adt::AffineReluBackwardArgs args{dtype_of(dtype), dtype_of(storage), shape_of(shape), pointer(grad_y),
+                                         pointer(y),      pointer(scale),    pointer(grad_x)};
+  ADT_RUN(affine_relu_backward, args, target);
+}
+
 void winograd_conv3x3(int threads, int storage, const ImagesTuple& images, int64_t out_channels, bool relu, Address x,
                       Address weights, Address bias, Address y) {
   const auto [batch, height, width, in_channels] = images;
@@ -199,6 +213,8 @@ PYBIND11_MODULE(ADT_MODULE_NAME, m) {
   m.def("momentum_linf_step", &momentum_linf_step);
   m.def("uniform_start", &uniform_start);
   m.def("normal", &normal);
+  m.def("affine_relu", &affine_relu);
+  m.def("affine_relu_backward", &affine_relu_backward);
   m.def("winograd_conv3x3", &winograd_conv3x3);
   m.def("winograd_transform_weights", &winograd_transform_weights);
   m.def("density_partials", &density_partials, "Partial sums of -log p that each (sample, example) needs on CUDA.");

@@ -128,6 +128,28 @@ struct NormalArgs {
   void* out;  // T [k, B, C, P]
 };
 
+// y = scale[c] x + shift[c], and max(0, y) with `relu`: a BatchNorm in eval mode, and the ReLU behind it. Here S is the
+// type of x and y.
+struct AffineReluArgs {
+  DType dtype, storage;
+  Shape shape;  // C may not be folded into P where there is one pixel: every channel has its own coefficients
+  bool relu;
+  const void* x;      // S [B, C, P]
+  const void* scale;  // T [C]
+  const void* shift;  // T [C]
+  void* y;            // S [B, C, P]; must not overlap x
+};
+
+// grad_x = scale[c] grad_y, zero where y <= 0.
+struct AffineReluBackwardArgs {
+  DType dtype, storage;
+  Shape shape;
+  const void* grad_y;  // S [B, C, P]
+  const void* y;       // S [B, C, P], or null without ReLU
+  const void* scale;   // T [C]
+  void* grad_x;        // S [B, C, P]; must not overlap grad_y or y
+};
+
 // A 3x3 convolution of stride 1 and padding 1 by Winograd's F(4x4, 3x3), on the CPU alone. Its weights are transformed
 // once, by the second of these. `flipped` and with the strides of their channels exchanged, they make it the gradient
 // with respect to the input.
@@ -159,6 +181,8 @@ void l2_step(const StepArgs&, int threads);
 void momentum_linf_step(const StepArgs&, int threads);
 void uniform_start(const UniformStartArgs&, int threads);
 void normal(const NormalArgs&, int threads);
+void affine_relu(const AffineReluArgs&, int threads);
+void affine_relu_backward(const AffineReluBackwardArgs&, int threads);
 void winograd_conv3x3(const WinogradConvArgs&, int threads);
 void winograd_transform_weights(const WinogradWeightArgs&, int threads);
 
@@ -178,6 +202,8 @@ int l2_step(const StepArgs&, int device, void* stream);
 int momentum_linf_step(const StepArgs&, int device, void* stream);
 int uniform_start(const UniformStartArgs&, int device, void* stream);
 int normal(const NormalArgs&, int device, void* stream);
+int affine_relu(const AffineReluArgs&, int device, void* stream);
+int affine_relu_backward(const AffineReluBackwardArgs&, int device, void* stream);
 
 int64_t density_partials(const Shape&);  // at most so many partial sums of -log p per (sample, example)
 const char* error_string(int error);

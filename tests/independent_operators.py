@@ -110,6 +110,11 @@ def uniform_start(x: np.ndarray, uniform: np.ndarray, ball: Ball) -> np.ndarray:
     return np.clip(x + ball.epsilon * uniform, ball.lower, ball.upper)
 
 
+def affine_relu(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, relu: bool) -> np.ndarray:
+    y = x * per_channel(scale, x) + per_channel(shift, x)
+    return np.maximum(y, 0) if relu else y
+
+
 def sum_per_row(values: np.ndarray) -> np.ndarray:
     """``[k, B, ...]`` -> ``[k, B]``."""
     return values.reshape(*values.shape[:2], -1).sum(2)
@@ -118,6 +123,10 @@ def sum_per_row(values: np.ndarray) -> np.ndarray:
 def per_row(values: np.ndarray | float, like: np.ndarray) -> np.ndarray:
     """``[k, B]``, or one number for all, against ``[k, B, ...]``."""
     return np.broadcast_to(values, like.shape[:2]).reshape(*like.shape[:2], *[1] * (like.ndim - 2))
+
+
+def per_channel(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return values.reshape(1, -1, *[1] * (like.ndim - 2))
 
 
 def per_example(values: np.ndarray, like: np.ndarray) -> np.ndarray:

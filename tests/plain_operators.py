@@ -70,6 +70,13 @@ def uniform_start(x: torch.Tensor, uniform: torch.Tensor, ball: Ball) -> torch.T
     return (x + ball.epsilon * uniform).clamp(ball.lower, ball.upper)
 
 
+def affine_relu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, relu: bool) -> torch.Tensor:
+    """As a frozen BatchNorm of mean 0 and variance 1, differentiable; computed in scale's dtype."""
+    mean, variance = torch.zeros_like(scale), torch.ones_like(scale)
+    y = F.batch_norm(x.to(scale.dtype), mean, variance, scale, shift, eps=0.0).to(x.dtype)
+    return torch.relu(y) if relu else y
+
+
 def box_muller(words: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """Four int64 tensors of 32-bit words -> four normals, stacked in a last dimension."""
     lanes = []

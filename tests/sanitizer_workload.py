@@ -66,6 +66,11 @@ def run_all(shape: tuple[int, ...], arrange, compute: torch.dtype, storage: torc
         ops.l2_step_(new(storage), new(gradient), new(), step_size=0.1, epsilon=0.1)
         ops.momentum_linf_step_(new(storage), new(), new(gradient), new(), step_size=0.1, epsilon=0.1)
     ops.uniform_start_(new(storage), new(), noise, **options)
+    if len(shape) > 1:
+        scale, shift = values((2, shape[1]), compute)
+        for relu in (True, False):
+            x = new(storage).requires_grad_()
+            torch.autograd.grad(ops.affine_relu(x, scale, shift, relu=relu), x, new(storage))
 
 
 def run_convolutions() -> None:

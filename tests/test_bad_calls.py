@@ -26,6 +26,10 @@ def batch(dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.linspace(0.1, 0.9, math.prod(SHAPE), dtype=dtype).view(SHAPE)
 
 
+def channels() -> torch.Tensor:
+    return torch.linspace(-1, 1, SHAPE[1])
+
+
 def samples_of_batch() -> torch.Tensor:
     return torch.linspace(-1, 1, SAMPLES * math.prod(SHAPE)).view(SAMPLES, *SHAPE)
 
@@ -58,11 +62,13 @@ GOOD_CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "momentum_linf_step_": lambda: step_arguments(momentum=batch(), decay=0.9),
     "uniform_start_": lambda: dict(x_adv=batch(), x=batch(), noise=noise(), **BALL, draw=1, first_example=2),
     "normal": lambda: dict(like=batch(), noise=noise(), samples=SAMPLES, draw=1, first_example=2),
+    "affine_relu": lambda: dict(x=batch(), scale=channels(), shift=channels(), relu=True),
 }  # fmt: skip
 
 # What each argument is, in any operator.
 TENSORS = {"x", "mu", "rho", "x_adv", "grad", "momentum", "like"}
 SAMPLE_TENSORS = {"grad_x_adv", "out"}
+CHANNEL_TENSORS = {"scale", "shift"}
 WRITTEN = {
     "tanh_gaussian_ascent_step_": {"mu", "rho"},
     "tanh_gaussian_ascent_step_and_sample_": {"mu", "rho", "out"},
@@ -132,6 +138,35 @@ def tensor_flaws(argument: str) -> Iterator[tuple[str, Callable[[Any], Any]]]:
         yield "samples last", lambda t: t.movedim(0, -1)
 
 
+def activation_flaws() -> Iterator[tuple[str, Callable[[Any], Any]]]:
+    """Of x where scale and shift say how many channels it has, and any floating dtype will do but float64."""
+    for flaw, value in NOT_TENSORS.items():
+        yield flaw, lambda _, value=value: value
+    for dtype in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.float64):
+        yield str(dtype), lambda t, dtype=dtype: t.to(dtype)
+    yield "meta device", lambda t: t.to("meta")
+    yield "sparse", lambda t: t.to_sparse()
+    yield "0-d", lambda t: t.reshape(-1)[0]
+    yield "1-d", lambda t: t.reshape(-1)
+    yield "channels elsewhere", lambda t: t.movedim(1, -1)
+    yield "empty examples", lambda t: t[..., :0]
+
+
+def channel_flaws() -> Iterator[tuple[str, Callable[[Any], Any]]]:
+    for flaw, value in NOT_TENSORS.items():
+        yield flaw, lambda _, value=value: value
+    for dtype in (torch.int64, torch.bool, torch.complex64, torch.float16, torch.bfloat16, torch.float64):
+        yield str(dtype), lambda t, dtype=dtype: t.to(dtype)
+    yield "meta device", lambda t: t.to("meta")
+    yield "sparse", lambda t: t.to_sparse()
+    yield "0-d", lambda t: t[0]
+    yield "one number", lambda t: t[:1]
+    yield "one number more", lambda t: torch.cat([t, t[:1]])
+    yield "broadcastable", lambda t: t.view(-1, 1, 1)
+    yield "requires grad", lambda t: t.requires_grad_()
+    yield "not a leaf", lambda t: t.requires_grad_() * 1
+
+
 def written_flaws() -> Iterator[tuple[str, Callable[[Any], Any]]]:
     yield "sliced", lambda t: torch.cat([t, t], dim=-1)[..., ::2]
     yield "expanded", lambda t: t[..., :1, :].expand(t.shape)
@@ -180,7 +215,14 @@ def scalar_flaws(argument: str) -> dict[str, Any]:
 
 
 def argument_flaws(operator: str, argument: str) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    if argument in TENSORS | SAMPLE_TENSORS:
+    if operator == "affine_relu" and argument == "x":
+        yield from activation_flaws()
+    elif argument in CHANNEL_TENSORS:
+        yield from channel_flaws()
+    elif argument == "relu":
+        for value in (None, 1, 0.0, "relu", torch.tensor(True)):
+            yield str(value), lambda _, value=value: value
+    elif argument in TENSORS | SAMPLE_TENSORS:
         yield from tensor_flaws(argument)
         if argument in WRITTEN.get(operator, ()):
             yield from written_flaws()
@@ -208,7 +250,7 @@ def argument_flaws(operator: str, argument: str) -> Iterator[tuple[str, Callable
 
 
 # x (or mu, or like) sets the shape and dtype that the others must have, so these may be the ones an error names.
-SETS_THE_SHAPE = {"x": "mu x_adv", "mu": "rho", "x_adv": "", "like": ""}
+SETS_THE_SHAPE = {"x": "mu x_adv scale", "mu": "rho", "x_adv": "", "like": ""}
 
 
 def single_argument_flaws() -> Iterator[BadCall]:

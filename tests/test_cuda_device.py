@@ -65,6 +65,12 @@ def run_all(tensors: Tensors, storage: torch.dtype) -> Tensors:
     out |= {"stepped mu": stepped_mu, "stepped rho": stepped_rho}
     out["normal"] = ops.normal(x, noise, samples=SAMPLES, draw=1)
     out["start"] = ops.uniform_start_(torch.empty_like(x, dtype=storage), x, noise, epsilon=EPSILON)
+    if x.dim() > 2:
+        coefficients = mu.flatten(2).movedim(1, -1).reshape(-1, x.shape[1])[:2]
+        leaf = tensors["grad"].detach().clone().requires_grad_()
+        out["affine"] = ops.affine_relu(leaf, *coefficients)
+        (out["grad affine"],) = torch.autograd.grad(out["affine"], leaf, tensors["grad"])
+        out["affine"] = out["affine"].detach()
     for step, options in ((ops.linf_step_, {}), (ops.l2_step_, {}), (ops.momentum_linf_step_, {"decay": 0.9})):
         moved, momentum = copy_of(out["start"]), copy_of(tensors["momentum"])
         written = (moved, momentum) if options else (moved,)

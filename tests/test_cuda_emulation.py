@@ -38,6 +38,8 @@ MIN_CASES = {
     "momentum_linf_step": 750,
     "uniform_start": 350,
     "normal": 170,
+    "affine_relu": 500,
+    "affine_relu_backward": 500,
 }
 
 
@@ -214,6 +216,16 @@ BUGS = {
         "sample_backward",
         "grad_x: ",
     ),
+    "packs of channels counted as if they were channels": Bug(
+        "affine_relu.cu", "Divisor(shape.channels / kPack)", "Divisor(shape.channels)", "affine_relu", "overflow"
+    ),
+    "gradient passes at zero": Bug(
+        "affine_relu.cu", "y[slot][i] <= T(0)", "y[slot][i] < T(0)", "affine_relu_backward", "grad_x: "
+    ),
+    "only the first of a thread's examples": Bug(
+        "affine_relu.cu", "first + slot * held;\n      if (example < shape.batch) write",
+        "first;\n      if (example < shape.batch) write", "affine_relu", "differ"
+    ),
 }
 
 
@@ -228,11 +240,13 @@ def _sources_with(bug: Bug, folder: Path) -> Path:
     return folder / "csrc"
 
 
+KERNEL_FILES = {operator: f"tanh_gaussian_{operator}" for operator in ("sample", "sample_backward", "ascent")}
+KERNEL_FILES["affine_relu_backward"] = "affine_relu"
+
+
 def _build_with(bug: Bug, build: Path, folder: Path) -> Path:
     """Compiles one kernel file from the changed sources, and links it with the other objects."""
-    kernel = {operator: f"tanh_gaussian_{operator}" for operator in ("sample", "sample_backward", "ascent")}.get(
-        bug.operator, bug.operator
-    )
+    kernel = KERNEL_FILES.get(bug.operator, bug.operator)
     changed = _sources_with(bug, folder) / "cuda" / f"{kernel}.cu"
     entries = json.loads((build / "compile_commands.json").read_text())
     (command,) = (entry["command"] for entry in entries if entry["file"].endswith(f"/emulated/{kernel}.cpp"))

@@ -22,6 +22,8 @@ BALL_VALUES = tuple(BALL.values())
 
 def tensor(device: torch.device, shape: tuple[int, ...] = SHAPE, seed: int = 0, arrange=layouts.contiguous):
     values = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    if len(shape) < len(SHAPE):
+        return values
     return arrange(values) if len(shape) == len(SHAPE) else layouts.by_slab(arrange, values)
 
 
@@ -68,6 +70,16 @@ def normal_arguments(device, arrange):
     return (tensor(device, arrange=arrange), noise(device), SAMPLES, 1, 3)
 
 
+def affine_arguments(device, arrange, relu=True, dtype=torch.float32, grad=True):
+    x = (tensor(device, arrange=arrange) - 0.5).to(dtype).requires_grad_(grad)
+    return (x, *(tensor(device, SHAPE[1:2], seed=i) for i in (1, 2)), relu)
+
+
+def affine_backward_arguments(device, arrange, relu=True):
+    y = tensor(device, seed=1, arrange=arrange) if relu else None
+    return (tensor(device, arrange=arrange), y, tensor(device, SHAPE[1:2], seed=2))
+
+
 OPCHECKS = {
     "tanh_gaussian_sample": [
         sample_arguments,
@@ -92,6 +104,16 @@ OPCHECKS = {
     "momentum_linf_step": [lambda device, arrange: step_arguments(device, arrange, momentum=True)],
     "uniform_start": [uniform_start_arguments],
     "normal": [normal_arguments],
+    "affine_relu": [
+        affine_arguments,
+        lambda device, arrange: affine_arguments(device, arrange, relu=False),
+        lambda device, arrange: affine_arguments(device, arrange, dtype=torch.bfloat16),
+        lambda device, arrange: affine_arguments(device, arrange, grad=False),
+    ],
+    "affine_relu_backward": [
+        affine_backward_arguments,
+        lambda device, arrange: affine_backward_arguments(device, arrange, relu=False),
+    ],
 }  # fmt: skip
 
 OPERATORS = [name for name, value in vars(_custom_ops).items() if isinstance(value, torch.library.CustomOpDef)]
@@ -176,9 +198,15 @@ def normal(x, mu, rho, noise, grad, out):
     return ops.normal(x, noise, samples=3, draw=1, first_example=7)
 
 
+def affine_relu(x, mu, rho, noise, grad, out):
+    scale, shift = rho[0, :, 0, 0], rho[0, :, 1, 1]
+    return ops.affine_relu(mu - 0.5, scale, shift) + ops.affine_relu(x, scale, shift, relu=False)
+
+
 FUNCTIONS = (
     sample, sample_without_density, ascent_step, ascent_step_with_sums, ascent_step_and_sample,
     ascent_step_and_sample_into_out, linf_step, l2_step, momentum_linf_step, uniform_start, normal,
+    affine_relu,
 )  # fmt: skip
 
 
@@ -252,6 +280,43 @@ def test_compiled_backward_equals_eager(
         gradients.append([leaf.grad for leaf in inputs])
     for eager, compiled in zip(*gradients):
         assert torch.equal(eager, compiled)
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "no relu"])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "arrange", [layouts.contiguous, layouts.channels_last, layouts.sliced], ids=lambda f: f.__name__
+)
+def test_compiled_backward_of_affine_relu_equals_eager(
+    arrange: Callable, backend: str, relu: bool, device: torch.device
+) -> None:
+    scale, shift = (tensor(device, SHAPE[1:2], seed=i) - 0.5 for i in (1, 2))
+
+    def loss(x):
+        y = ops.affine_relu(x, scale, shift, relu=relu)
+        return (y * torch.arange(y.numel(), device=device).view_as(y)).sum()
+
+    gradients = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend=backend)):
+        x = tensor(device, arrange=arrange).requires_grad_()
+        function(x).backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("name", ["scale", "shift"])
+def test_coefficients_that_require_grad_are_refused_under_compile(name: str, device: torch.device) -> None:
+    """When it is compiled; and by the custom operator itself."""
+    scale, shift = (tensor(device, SHAPE[1:2]).requires_grad_(key == name) for key in ("scale", "shift"))
+
+    def loss(x):
+        return ops.affine_relu(x, scale, shift).sum()
+
+    x = tensor(device).requires_grad_()
+    with pytest.raises(Exception, match=f"{name} gets no gradient"):
+        torch.compile(loss, fullgraph=True, backend="aot_eager")(x)
+    with pytest.raises(ValueError, match=f"{name} gets no gradient"):
+        torch.ops.adt_fast.affine_relu(x, scale, shift, True)
 
 
 @pytest.mark.parametrize("output", [0, 1], ids=["x_adv alone", "density alone"])

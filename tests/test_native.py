@@ -231,6 +231,13 @@ def run_everything(
     results["momentum_linf_step_"] = ops.momentum_linf_step_(
         x_adv[0].detach().clone(), momentum, grad[0], x, step_size=0.05, **options
     )
+    scale, shift = x[0, :, 0, 0].contiguous(), x[0, :, 1, 1].contiguous()
+    for storage in (dtype,) if dtype == torch.float64 else (dtype, torch.bfloat16, torch.float16):
+        for relu in (True, False):
+            leaf = x.detach().to(storage, copy=True).requires_grad_()
+            y = ops.affine_relu(leaf, scale, shift, relu=relu)
+            (gradient,) = torch.autograd.grad(y, leaf, grad[0].to(storage))
+            results |= {f"affine {storage} {relu}": y.detach(), f"d/d affine {storage} {relu}": gradient}
     results |= {"momentum": momentum, "uniform_start_": ops.uniform_start_(torch.empty_like(x), x, noise, **options)}
     return results
 
@@ -350,6 +357,9 @@ def test_an_empty_batch_is_fine(device: torch.device) -> None:
     assert ops.momentum_linf_step_(x.clone(), x.clone(), x, x, step_size=0.1, epsilon=0.1).shape == x.shape
     assert ops.uniform_start_(x.clone(), x, noise, epsilon=0.1).shape == x.shape
     assert ops.normal(x, noise, samples=2).shape == (2, *x.shape)
+    y = ops.affine_relu(x.clone().requires_grad_(), *torch.ones(2, 3, device=device))
+    y.sum().backward()
+    assert y.shape == x.shape
 
 
 def available_memory() -> int:

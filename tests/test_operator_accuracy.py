@@ -214,7 +214,14 @@ def ascent_cases() -> list[AscentCase]:
     ]
 
 
+def affine_cases() -> list[Case]:
+    """For what knows neither k nor a ball, but channels: of every number, one channel and one pixel among them."""
+    shapes = (*(shape for shape in SHAPES if len(shape) > 1), (3, 8, 6, 6), (2, 64, 5, 7), (2, 700, 2, 2), LARGE)
+    return [Case(*point, 1, BALLS[0]) for point in points(*shapes)]
+
+
 SAMPLER_CASES, BATCH_CASES, ASCENT_CASES = sampler_cases(), batch_cases(), ascent_cases()
+AFFINE_CASES = affine_cases()
 STEPS = ("linf_step_", "l2_step_", "momentum_linf_step_")
 
 
@@ -226,7 +233,7 @@ def test_the_grid_is_large_enough() -> None:
     """At least 1,056 forward and backward cases (DESIGN.md, section 11)."""
     sampler = 2 * len(SAMPLER_CASES)
     ascent = 2 * len(ASCENT_CASES)
-    batch = (len(STEPS) + 2) * len(BATCH_CASES)
+    batch = (len(STEPS) + 2) * len(BATCH_CASES) + 2 * len(AFFINE_CASES)
     assert sampler + ascent + batch >= 1056, (sampler, ascent, batch)
     assert len({str(case) for case in SAMPLER_CASES}) == len(SAMPLER_CASES)
     assert len({str(case) for case in ASCENT_CASES}) == len(ASCENT_CASES)
@@ -421,6 +428,32 @@ def test_uniform_start(case: Case, device: torch.device) -> None:
     assert_as_accurate_as_plain("x_adv", x_adv, eager, expected, case.dtypes.compute)
 
 
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "no relu"])
+@over(AFFINE_CASES)
+def test_affine_relu(case: Case, relu: bool, device: torch.device) -> None:
+    random, (compute, storage) = case.arguments(device), case.dtypes
+    scale, shift = random.normal(case.shape[1:2]), random.normal(case.shape[1:2])
+    x = case.arrange.x(random.normal(case.shape, dtype=storage)).requires_grad_()
+    grad_y = case.arrange.grad(random.normal(case.shape, dtype=storage))
+    y = ops.affine_relu(x, scale, shift, relu=relu)
+    (grad_x,) = torch.autograd.grad(y, x, grad_y)
+    assert y.dtype == grad_x.dtype == storage
+
+    eager_x = x.detach().clone().requires_grad_()
+    eager_y = plain.affine_relu(eager_x, scale, shift, relu)
+    (eager_grad,) = torch.autograd.grad(eager_y, eager_x, grad_y)
+    exact_x, exact_scale, exact_shift = map(as_real, (x, scale, shift))
+    magnitude = truth.affine_relu(np.abs(exact_x), np.abs(exact_scale), np.abs(exact_shift), relu)
+    expected = truth.affine_relu(exact_x, exact_scale, exact_shift, relu)
+    assert_as_accurate_as_plain("y", y, eager_y, expected, compute, magnitude)
+
+    unclipped = truth.affine_relu(exact_x, exact_scale, exact_shift, False)
+    passes = unclipped > 0 if relu else np.full(case.shape, True)
+    expected_grad = as_real(grad_y) * truth.per_channel(exact_scale, exact_x) * passes
+    undecided = np.abs(unclipped) <= 8 * case.ulp * magnitude if relu else None
+    assert_as_accurate_as_plain("d/dx", grad_x, eager_grad, expected_grad, compute, undecided=undecided)
+
+
 @over([case for case in SAMPLER_CASES if case.dtypes.compute == case.dtypes.storage])
 def test_normal(case: Case, device: torch.device) -> None:
     like = case.arrange.x(torch.empty(case.shape, dtype=case.dtypes.compute, device=device))
@@ -450,6 +483,13 @@ def test_the_reference_is_as_right(case: Case, monkeypatch: pytest.MonkeyPatch) 
     test_uniform_start(case, cpu)
     if case.dtypes.compute == case.dtypes.storage:
         test_normal(case, cpu)
+
+
+@over([case for case in AFFINE_CASES if case.layout in ("contiguous", "channels_last")])
+def test_the_reference_of_affine_relu_is_as_right(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "module", None)
+    for relu in (True, False):
+        test_affine_relu(case, relu, torch.device("cpu"))
 
 
 @over([case for case in ASCENT_CASES if case.layout in ("contiguous", "channels_last")])

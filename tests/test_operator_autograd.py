@@ -1,4 +1,4 @@
-"""The sampler under autograd: gradients by finite differences, noise drawn again, layouts, errors, version counters.
+"""Operators under autograd: gradients by finite differences, noise drawn again, layouts, errors, version counters.
 
 Everything here holds for the kernels and for adt_fast.reference alike.
 """
@@ -6,10 +6,12 @@ Everything here holds for the kernels and for adt_fast.reference alike.
 from __future__ import annotations
 
 import itertools
+import math
 
 import layouts
 import pytest
 import torch
+import torch.nn.functional as F
 
 from adt_fast import NoiseStream, _native, ops
 
@@ -105,6 +107,116 @@ def test_without_grad_there_is_no_graph(device: torch.device) -> None:
     assert not any(output.requires_grad for output in outputs)
     outputs = ops.tanh_gaussian_sample(*(tensor.detach() for tensor in inputs), noise, epsilon=0.3)
     assert not any(output.requires_grad for output in outputs)
+
+
+# ---- The affine map and ReLU ---------------------------------------------------------------------------------------
+
+
+def affine_arguments(shape, arrange, device: torch.device, dtype=torch.float64) -> list[torch.Tensor]:
+    """x, which wants a gradient, scale and shift; y stays clear of zero, where ReLU has a kink."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    x = torch.where(x.abs() < 0.1, 0.5, x)
+    scale = torch.tensor([-1.5, 0.7, 1.1, -0.4, 2.0], dtype=torch.float64)[: shape[1]]
+    return [
+        arrange(x.to(device, dtype)).requires_grad_(),
+        *(tensor.to(device, torch.promote_types(dtype, torch.float32)) for tensor in (scale, 0.01 * scale)),
+    ]
+
+
+AFFINE_LAYOUTS = {
+    name: (shape, arrange) for name, (shape, arrange) in LAYOUTS.items() if len(shape) > 1
+} | {"one pixel": ((3, 5), layouts.contiguous)}  # fmt: skip
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "no relu"])
+@pytest.mark.parametrize("layout", AFFINE_LAYOUTS)
+def test_gradcheck_of_affine_relu(layout: str, relu: bool, device: torch.device) -> None:
+    x, scale, shift = affine_arguments(*AFFINE_LAYOUTS[layout], device)
+    assert torch.autograd.gradcheck(lambda x: ops.affine_relu(x, scale, shift, relu=relu), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_affine_relu_is_a_frozen_batch_norm_and_relu(dtype: torch.dtype, device: torch.device) -> None:
+    """To float32's rounding, and to that of x's dtype; values and gradients."""
+    shape, tolerance = (4, 5, 6, 7), 4 * torch.finfo(dtype).eps
+    x, weight, bias = affine_arguments(shape, layouts.channels_last, device, dtype)
+    mean, variance = torch.rand(2, 5, device=device) + 0.5
+    scale = weight / (variance + 1e-5).sqrt()
+    y = ops.affine_relu(x, scale, bias - mean * scale)
+    expected = torch.relu(F.batch_norm(x.float(), mean, variance, weight, bias, eps=1e-5))
+    torch.testing.assert_close(y.float(), expected, rtol=tolerance, atol=tolerance)
+    upstream = torch.randn_like(y)
+    (gradient,), (wanted,) = (torch.autograd.grad(output, x, upstream.to(output.dtype)) for output in (y, expected))
+    torch.testing.assert_close(gradient, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (2, 1, 41)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_affine_relu_meets_zero_infinity_and_nan_as_torch_does(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Nothing passes at exactly zero; a NaN shows, and lets the gradient pass."""
+    numbers = torch.tensor([0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, torch.nan], dtype=dtype, device=device)
+    x = numbers.repeat(13)[: math.prod(shape)].view(shape).requires_grad_()
+    one = torch.ones(shape[1], dtype=torch.promote_types(dtype, torch.float32), device=device)
+    for relu, plain in ((True, torch.relu), (False, lambda x: x * 1)):
+        results = []
+        for y in (ops.affine_relu(x, one, 0 * one, relu=relu), plain(x)):
+            results.append((y, *torch.autograd.grad(y, x, torch.full_like(y, 3.0))))
+        for ours, theirs in zip(*results):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "no relu"])
+def test_affine_relu_keeps_its_output_alone(relu: bool, device: torch.device) -> None:
+    """Not x."""
+    x, scale, shift = affine_arguments((2, 5, 3, 4), layouts.channels_last, device)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = ops.affine_relu(x, scale, shift, relu=relu)
+    large = [tensor.data_ptr() for tensor in kept if tensor.shape == x.shape]
+    assert large == ([y.data_ptr()] if relu else [])
+
+
+def test_a_changed_output_of_affine_relu_is_noticed(device: torch.device) -> None:
+    y = ops.affine_relu(*affine_arguments((2, 5, 3, 4), layouts.channels_last, device))
+    with torch.no_grad():
+        y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("arrange", ["sliced", "transposed", "expanded", "contiguous", "channels_last"])
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "no relu"])
+def test_affine_relu_with_upstream_gradients_in_any_layout(arrange: str, relu: bool, device: torch.device) -> None:
+    x, scale, shift = affine_arguments((2, 5, 3, 4), layouts.channels_last, device)
+    y = ops.affine_relu(x, scale, shift, relu=relu)
+    upstream = getattr(layouts, arrange)(torch.randn_like(y))
+    got, wanted = (
+        torch.autograd.grad(y, x, u, retain_graph=True)[0] for u in (upstream, layouts.channels_last(upstream))
+    )
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", ["scale", "shift"])
+def test_affine_relu_refuses_coefficients_that_require_grad(name: str, device: torch.device) -> None:
+    """While gradients are recorded: theirs would be missing."""
+    x, scale, shift = affine_arguments((2, 5, 3, 4), layouts.contiguous, device)
+    coefficients = {"scale": scale, "shift": shift}
+    coefficients[name].requires_grad_()
+    for tensor in (x, x.detach()):
+        with pytest.raises(ValueError, match=rf"\b{name}\b"):
+            ops.affine_relu(tensor, **coefficients)
+    with torch.no_grad():
+        ops.affine_relu(x, **coefficients)
+
+
+def test_second_derivatives_of_affine_relu_are_refused(device: torch.device) -> None:
+    x, scale, shift = affine_arguments((2, 5, 3, 4), layouts.contiguous, device)
+    (gradient,) = torch.autograd.grad(ops.affine_relu(x, scale, shift).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 # ---- Noise ---------------------------------------------------------------------------------------------------------
@@ -288,3 +400,4 @@ def test_operators_run_in_inference_mode(device: torch.device) -> None:
         ):  # fmt: skip
             operator(written, x, noise)
         ops.tanh_gaussian_sample(x, x, x, noise, epsilon=0.1)
+        ops.affine_relu(x, torch.ones(3, device=device), torch.ones(3, device=device))

@@ -40,6 +40,8 @@ struct KernelTable {
   decltype(&ADT_BASE_ISA::momentum_linf_step) momentum_linf_step;
   decltype(&ADT_BASE_ISA::uniform_start) uniform_start;
   decltype(&ADT_BASE_ISA::normal) normal;
+  decltype(&ADT_BASE_ISA::affine_relu) affine_relu;
+  decltype(&ADT_BASE_ISA::affine_relu_backward) affine_relu_backward;
   decltype(&ADT_BASE_ISA::winograd_tiles) winograd_tiles;
   decltype(&ADT_BASE_ISA::winograd_scratch) winograd_scratch;
   decltype(&ADT_BASE_ISA::winograd_conv3x3) winograd_conv3x3;
@@ -58,6 +60,8 @@ struct KernelTable {
    isa::momentum_linf_step,                                                                                         \
    isa::uniform_start,                                                                                              \
    isa::normal,                                                                                                     \
+   isa::affine_relu,                                                                                                \
+   isa::affine_relu_backward,                                                                                       \
    isa::winograd_tiles,                                                                                             \
    isa::winograd_scratch,                                                                                           \
    isa::winograd_conv3x3,                                                                                           \
@@ -143,6 +147,13 @@ template <class Args, class Kernel> void draw(const Args& args, int64_t passes, 
   }
 }
 
+// Work by runs of elements in the order of memory.
+template <class Args, class Kernel> void by_elements(const Args& args, int threads, Kernel kernel) {
+  const int64_t elements = args.shape.batch * args.shape.example_size();
+  parallel_for((elements + kElementsPerItem - 1) / kElementsPerItem, useful_threads(elements, threads),
+               [&](int64_t first, int64_t last) { kernel(args, first, last); });
+}
+
 template <class Kernel> void step_by_example(const StepArgs& args, int threads, Kernel kernel) {
   parallel_for(args.shape.batch, useful_threads(args.shape.batch * args.shape.example_size(), threads),
                [&](int64_t first, int64_t last) { kernel(args, first, last); });
@@ -164,11 +175,7 @@ void tanh_gaussian_ascent(const AscentArgs& args, int threads) {
   draw(args, args.x_adv == nullptr ? 1 : 2, threads, current()->tanh_gaussian_ascent);
 }
 
-void linf_step(const StepArgs& args, int threads) {
-  const int64_t elements = args.shape.batch * args.shape.example_size();
-  parallel_for((elements + kElementsPerItem - 1) / kElementsPerItem, useful_threads(elements, threads),
-               [&](int64_t first, int64_t last) { current()->linf_step(args, first, last); });
-}
+void linf_step(const StepArgs& args, int threads) { by_elements(args, threads, current()->linf_step); }
 
 void l2_step(const StepArgs& args, int threads) { step_by_example(args, threads, current()->l2_step); }
 
@@ -184,6 +191,12 @@ void uniform_start(const UniformStartArgs& args, int threads) {
 void normal(const NormalArgs& args, int threads) {
   for_each_chunk(args.dtype, args.shape, args.samples, threads,
                  [&](int64_t first, int64_t last) { current()->normal(args, first, last); });
+}
+
+void affine_relu(const AffineReluArgs& args, int threads) { by_elements(args, threads, current()->affine_relu); }
+
+void affine_relu_backward(const AffineReluBackwardArgs& args, int threads) {
+  by_elements(args, threads, current()->affine_relu_backward);
 }
 
 void winograd_conv3x3(const WinogradConvArgs& args, int threads) {

@@ -1,7 +1,7 @@
 // Between the dispatcher and the kernels of each instruction set: a kernel does a range of work items.
 //
 // An item is a chunk of an example (tile.h), an example (l2_step, momentum_linf_step), a run of elements
-// (linf_step), a tile of outputs (winograd_conv3x3) or 32 output channels of one input channel
+// (linf_step, affine_relu), a tile of outputs (winograd_conv3x3) or 32 output channels of one input channel
 // (winograd_transform_weights). Kernels are compiled once per instruction set into a namespace named after it.
 #pragma once
 
@@ -23,6 +23,8 @@ namespace adt {
   void momentum_linf_step(const StepArgs&, int64_t first, int64_t last);                                    \
   void uniform_start(const UniformStartArgs&, int64_t first, int64_t last);                                 \
   void normal(const NormalArgs&, int64_t first, int64_t last);                                              \
+  void affine_relu(const AffineReluArgs&, int64_t first, int64_t last);                                     \
+  void affine_relu_backward(const AffineReluBackwardArgs&, int64_t first, int64_t last);                    \
   int64_t winograd_tiles(const WinogradConvArgs&);                                                          \
   int64_t winograd_scratch(const WinogradConvArgs&);                                                        \
   void winograd_conv3x3(const WinogradConvArgs&, int64_t first, int64_t last, float* scratch);              \
@@ -30,7 +32,7 @@ namespace adt {
   }                                                                                                         \
   }
 
-constexpr int64_t kElementsPerItem = 4096;  // of linf_step
+constexpr int64_t kElementsPerItem = 4096;  // of linf_step and affine_relu
 constexpr int64_t kPanel = 32;              // output channels that lie together in the weights of winograd_conv3x3
 
 }  // namespace adt

@@ -65,8 +65,9 @@ template <int kChannelsOwned> struct VectorTile {
   static constexpr int kChannels = kChannelsOwned;
   static constexpr int kElements = kNormalsPerBlock * kChannels;
 
-  int64_t offset;  // of the first element within the example
-  uint32_t block;  // Philox block of the first channel; the other channels' follow
+  int64_t offset;    // of the first element within the example
+  uint32_t channel;  // the first of those owned
+  uint32_t block;    // Philox block of that channel; the other channels' follow
 
   static int64_t count(const Shape& shape) { return shape.example_size() / kElements; }
 
@@ -74,9 +75,11 @@ template <int kChannelsOwned> struct VectorTile {
   __device__ __forceinline__ VectorTile(const Shape& shape, const Divisor& run, uint32_t index)
       : offset(static_cast<int64_t>(index) * kElements) {
     if (kChannels > 1) {
+      channel = 0;
       block = index * kChannels;
     } else {
-      const uint32_t channel = run.quotient(index), group = index - channel * run.divisor;
+      channel = run.quotient(index);
+      const uint32_t group = index - channel * run.divisor;
       block = group * static_cast<uint32_t>(shape.channels) + channel;
     }
   }
@@ -101,7 +104,7 @@ struct StridedTile {
   int64_t offset;
   int64_t stride;  // between pixels
   int pixels;      // fewer than four at the end of a channel
-  uint32_t block;
+  uint32_t channel, block;
 
   static int64_t count(const Shape& shape) {
     return shape.channels * divide_up(shape.pixels, kNormalsPerBlock);
@@ -110,7 +113,8 @@ struct StridedTile {
   // Tiles are numbered along a channel, or across channels when those are last.
   __device__ __forceinline__ StridedTile(const Shape& shape, const Divisor& run, uint32_t index) {
     const uint32_t outer = run.quotient(index), inner = index - outer * run.divisor;
-    const int64_t channel = shape.channels_last ? inner : outer, group = shape.channels_last ? outer : inner;
+    const int64_t group = shape.channels_last ? outer : inner;
+    channel = shape.channels_last ? inner : outer;
     const int64_t first = group * kNormalsPerBlock, left = shape.pixels - first;
     offset = shape.channels_last ? first * shape.channels + channel : channel * shape.pixels + first;
     stride = shape.channels_last ? shape.channels : 1;

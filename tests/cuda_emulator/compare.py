@@ -110,6 +110,9 @@ class Values:
     def normal(self, repeats: int = 1, scale: float = 1.0) -> np.ndarray:
         return self._random.normal(scale=scale, size=repeats * self._case.elements)
 
+    def channels(self) -> np.ndarray:
+        return self._random.normal(size=self._case.shape[1])
+
 
 # ---- The operators: each makes its buffers and calls the module; the outputs stay in the buffers ------------------
 
@@ -197,6 +200,25 @@ def normal(module: ModuleType, target: tuple, case: Case, buffers: Buffers, valu
     )  # fmt: skip
 
 
+def affine_relu(module: ModuleType, target: tuple, case: Case, buffers: Buffers, values: Values) -> None:
+    x = values.normal()
+    module.affine_relu(
+        target, CODES[case.dtype], CODES[case.storage], case.shape, case.option != "no relu",
+        buffers.input("x", x, case.storage),
+        *(buffers.input(name, values.channels(), case.dtype) for name in ("scale", "shift")),
+        buffers.output("y", case.elements, case.storage),
+    )  # fmt: skip
+
+
+def affine_relu_backward(module: ModuleType, target: tuple, case: Case, buffers: Buffers, values: Values) -> None:
+    grad, y = values.normal(), np.maximum(values.normal(), 0)
+    module.affine_relu_backward(
+        target, CODES[case.dtype], CODES[case.storage], case.shape, buffers.input("grad_y", grad, case.storage),
+        buffers.input("y", y, case.storage) if case.option != "no relu" else 0,
+        buffers.input("scale", values.channels(), case.dtype), buffers.output("grad_x", case.elements, case.storage),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Operator:
     run: Callable[[ModuleType, tuple, Case, Buffers, Values], None]
@@ -244,11 +266,15 @@ OPERATORS = {
     ),
     "uniform_start": Operator(uniform_start, ("x", "x_adv"), has_samples=False),
     "normal": Operator(normal, ("r",)),
+    "affine_relu": Operator(affine_relu, ("x", "y"), ("", "no relu"), has_samples=False),
+    "affine_relu_backward": Operator(
+        affine_relu_backward, ("grad_y", "y", "grad_x"), ("", "no relu"), has_samples=False
+    ),
 }
 
 # ---- The cases -----------------------------------------------------------------------------------------------------
 
-# The emulated grid has at most 5 blocks (CMakeLists.txt) of 128 tiles or 256 runs: the last six need more than that.
+# The emulated grid has at most 5 blocks (CMakeLists.txt) of 128 tiles or 256 runs: the last seven need more than that.
 SHAPES = (
     (0, 3, 4, False),
     (1, 1, 1, False),
@@ -270,8 +296,9 @@ SHAPES = (
     (2, 1, 1200, False),
     (3, 3, 800, False),
     (3, 3, 820, True),
+    (11, 20, 60, True),
 )
-VECTOR_SHAPES = ((2, 1, 12, False), (2, 3, 12, True))
+VECTOR_SHAPES = ((2, 1, 12, False), (2, 3, 12, True), (2, 8, 3, True))
 TYPES = (("float32", "float32"), ("float32", "bfloat16"), ("float32", "float16"), ("float64", "float64"))
 
 

@@ -79,6 +79,17 @@ def random_starts(x: torch.Tensor, storage: torch.dtype) -> Tensors:
     return {"uniform": start, "normal": ops.normal(x, noise(), samples=SAMPLES)}
 
 
+def affine(x: torch.Tensor, storage: torch.dtype) -> Tensors:
+    if x.dim() < 2:
+        return {}
+    channels, results = torch.linspace(-1, 1, x.shape[1], dtype=x.dtype), {}
+    for relu in (True, False):
+        leaf = x.to(storage, copy=True).requires_grad_()
+        y = ops.affine_relu(leaf, channels - 0.5, channels + 0.4, relu=relu)
+        results[f"y {relu}"], (results[f"grad {relu}"],) = y.detach(), torch.autograd.grad(y, leaf, x.to(storage) - 0.5)
+    return results
+
+
 def noise() -> torch.Tensor:
     return NoiseStream(7, offset=2**33).state
 
@@ -121,7 +132,7 @@ def main() -> None:
     for order in ("forward", "reverse"):
         os.environ["ADT_EMULATED_ORDER"] = order
         for x, storage in inputs():
-            for operator in (sample, ascent, steps, random_starts):
+            for operator in (sample, ascent, steps, random_starts, affine):
                 check(operator, x, storage)
                 count += 1
     print(f"{count} cases agree")
