@@ -41,7 +41,7 @@ class ChannelAffine(nn.Module):
         self.shift.copy_(shift)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.native and hasattr(ops, 'affine_relu'):
+        if self.native:
             return ops.affine_relu(x, self.scale, self.shift, relu=self.relu)
         per_channel = (-1,) + (1,) * (x.dim() - 2)
         out = x * self.scale.view(per_channel) + self.shift.view(per_channel)
