@@ -19,7 +19,7 @@ SANITIZERS = "-fsanitize=address,undefined -fno-omit-frame-pointer -g1"
 REPORT = re.compile(r"ERROR: AddressSanitizer|runtime error:")
 
 # A write one element too far, in the last tile of the last example: where the mutation goes, what it was, what it is.
-PLANTED = ("csrc/cpu/random_fill.cpp", "store_tile<V>(out, tile, r);", "store_tile<V>(out + 1, tile, r);")
+PLANTED = ("csrc/cpu/random_fill.cpp", "store_tile<V>(out, chunk.tile", "store_tile<V>(out + 1, chunk.tile")
 
 
 def runtime_libraries() -> list[str]:
