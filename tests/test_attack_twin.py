@@ -232,6 +232,34 @@ def test_a_wrong_rewriting_is_noticed(batch, monkeypatch):
     assert "not fused: the rewritten graph gave logits that differ" in engine.explain()
 
 
+def test_rounding_is_not_taken_for_a_wrong_rewriting():
+    """A network so deep and so badly scaled that float32 gradients are rounding: it is rewritten all the same."""
+    torch.manual_seed(0)
+    blocks = [layer for _ in range(30) for layer in (nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())]
+    model = with_statistics(nn.Sequential(nn.Conv2d(3, 16, 1), *blocks, nn.Flatten(), nn.Linear(16 * 64, 4)))
+    engine = InputGradient(model)
+    engine(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))
+    assert engine.twin.folded == 30 and engine.twin.winograd == 30, engine.explain()
+
+
+class OnlyFloat32(nn.Module):
+    """Makes float32 numbers of its own, so that it does not run in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.fc(self.norm(self.conv(x)).mean((2, 3)).to(torch.float32))
+
+
+def test_a_model_that_does_not_run_in_float64_is_rewritten(batch):
+    model = with_statistics(OnlyFloat32()).to(batch[0].device)
+    engine = InputGradient(model)
+    engine(*batch)
+    assert engine.twin.folded == 1, engine.explain()
+
+
 def test_in_16_bits_logits_and_batch_norms_stay_precise(batch):
     model = with_statistics(create_model("wrn-10-2")).to(batch[0].device)
     twin = AttackTwin(model, torch.bfloat16, compile=False, winograd=True, probe=batch[0])

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from .fusion import affine_maps, fuse
 from .layers import CONVOLUTIONS, FUSED, KEEPS_PRECISION, ChannelAffine, WinogradConvolution
 
-_TOLERANCE = 1e-3  # relative to the largest element: far above float32 rounding, far below a wrong graph
-
-
 class TwinUnavailable(Exception):
     """The classifier cannot be copied; the message says why."""
 
@@ -40,7 +37,7 @@ class AttackTwin:
         self._structure = structure_of(model)
         plain = _copy_of(model)
         self.unfused_because = ""
-        self.module = self._fused(plain, model, probe, native=not compile, winograd=winograd and not compile) or plain
+        self.module = self._fused(plain, probe, native=not compile, winograd=winograd and not compile) or plain
         for module in self.module.modules():
             if dtype is not None and not isinstance(module, KEEPS_PRECISION):
                 _cast(module, dtype)
@@ -79,24 +76,40 @@ class AttackTwin:
         """How many batch norms and normalisations are a single pass, with the ReLU after them."""
         return sum(isinstance(module, ChannelAffine) for module in self._fused_modules)
 
-    def _fused(
-        self, plain: nn.Module, model: nn.Module, probe: Tensor, *, native: bool, winograd: bool
-    ) -> nn.Module | None:
+    def _fused(self, plain: nn.Module, probe: Tensor, *, native: bool, winograd: bool) -> nn.Module | None:
         """The rewritten copy; None, and the reason kept, where it cannot be had or does not compute the same."""
         try:
-            fused = fuse(copy.deepcopy(plain), native=native, winograd=winograd)
-            with torch.no_grad():
-                _load(_fused_modules(fused), model)
-            fused.requires_grad_(False)
-            expected, found = (_logits_and_gradient(module, probe) for module in (plain, fused))
+            self.unfused_because = _difference(plain, probe, native)
+            if self.unfused_because:
+                return None
+            return fuse(copy.deepcopy(plain), native=native, winograd=winograd).requires_grad_(False)
         except Exception as error:  # the user's model may do anything; it is run as it is then
             self.unfused_because = f"its graph cannot be read ({_one_line(error)})"
             return None
-        for what, a, b in zip(("logits", "gradients"), expected, found):
-            if not bool((a - b).abs().max() <= _TOLERANCE * a.abs().max()):  # nor where one is NaN
-                self.unfused_because = f"the rewritten graph gave {what} that differ"
-                return None
-        return fused
+
+
+def _difference(plain: nn.Module, probe: Tensor, native: bool) -> str:
+    """How rewriting changes what a model computes; an empty string if it does not.
+
+    In float64, where rounding cannot be taken for a wrong graph: a ReLU that flips in float32 changes gradients by a
+    percent. A model that does not run in float64 is compared in its own dtype.
+    """
+    try:
+        return _difference_in(torch.float64, 1e-6, plain, probe, native)
+    except Exception:
+        return _difference_in(probe.dtype, 3e-2, plain, probe, native)
+
+
+def _difference_in(dtype: torch.dtype, tolerance: float, plain: nn.Module, probe: Tensor, native: bool) -> str:
+    plain = copy.deepcopy(plain).to(dtype)
+    fused = fuse(copy.deepcopy(plain), native=native, winograd=False).requires_grad_(False)
+    with torch.no_grad():
+        _load(_fused_modules(fused), plain)
+    expected, found = (_logits_and_gradient(module, probe.to(dtype)) for module in (plain, fused))
+    for what, a, b in zip(("logits", "gradients"), expected, found):
+        if not bool((a - b).norm() <= tolerance * a.norm()):  # nor where one is NaN
+            return f"the rewritten graph gave {what} that differ"
+    return ""
 
 
 def structure_of(model: nn.Module) -> list[Any]:
