@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .fusion import affine_maps, fuse
 from .layers import CONVOLUTIONS, FUSED, KEEPS_PRECISION, ChannelAffine, WinogradConvolution
 
+
 class TwinUnavailable(Exception):
     """The classifier cannot be copied; the message says why."""
 
