@@ -26,6 +26,7 @@ import torch
 import adt_fast
 
 from . import machine, report
+from .arguments import positive
 from .operator_cases import CASES, CONTESTANTS, COPY, OURS, OperatorCase, Workload, forget_compiled
 from .targets import check_targets
 from .timing import Call, Timing, keep_freed_memory, time_interleaved
@@ -197,26 +198,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is a GPU")
-    add("--threads", type=_positive, nargs="+", help="CPU threads, each number in its own process (default: 1 2)")
-    add("--samples", type=_positive, default=5, help="k, samples an image")
-    add("--batch", type=_positive, help="images (default: 64 on the CPU, 512 on CUDA)")
-    add("--image", type=_positive, nargs=3, default=(3, 32, 32), metavar=("C", "H", "W"), help="shape of an image")
+    add("--threads", type=positive, nargs="+", help="CPU threads, each number in its own process (default: 1 2)")
+    add("--samples", type=positive, default=5, help="k, samples an image")
+    add("--batch", type=positive, help="images (default: 64 on the CPU, 512 on CUDA)")
+    add("--image", type=positive, nargs=3, default=(3, 32, 32), metavar=("C", "H", "W"), help="shape of an image")
     add("--dtype", choices=DTYPES, nargs="+", help="of x_adv (default: float32, on CUDA bfloat16 too)")
     add("--layout", choices=LAYOUTS, nargs="+", help="of images (default: contiguous, on CUDA both)")
     add("--operators", choices=CASES, nargs="+", default=tuple(CASES), help="which to measure")
     add("--contestants", choices=CONTESTANTS, nargs="*", default=CONTESTANTS, help="whom to time them against")
-    add("--repeats", type=_positive, default=80, help="timed rounds")
+    add("--repeats", type=positive, default=80, help="timed rounds")
     add("--launch", choices=("graph", "call"), help="CUDA: time replays of a graph, or calls (default: graph)")
     add("--output", type=Path, metavar="FILE.json", help="write everything that was measured")
     add("--plot", type=Path, metavar="FILE", help="draw the ratios (needs matplotlib)")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from adt_fast.config import TrainConfig
 from adt_fast.experiment import TrainingRun
 
 from . import machine
+from .arguments import positive
 from .report import aligned
 
 ACCURACIES = ("natural", "PGD-20")
@@ -109,10 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--data-dir", type=Path, help="folder with CIFAR-10 in its published files")
     add("--method", default="adt-exp", help="how to train")
     add("--model", default="wrn-10-2", help="the classifier")
-    add("--epochs", type=int, default=4, help="of each run")
-    add("--batch-size", type=int, default=64, help="images in a minibatch")
-    add("--train-limit", type=int, default=1000, help="training images")
-    add("--test-limit", type=int, default=1000, help="test images")
+    add("--epochs", type=positive, default=4, help="of each run")
+    add("--batch-size", type=positive, default=64, help="images in a minibatch")
+    add("--train-limit", type=positive, default=1000, help="training images")
+    add("--test-limit", type=positive, default=1000, help="test images")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each precision for each seed")
     add("--precisions", nargs="+", default=["fp32", "bf16"], help="see adt-fast train --precision")
     add("--device", default="auto", help="auto, cpu, cuda")

@@ -31,6 +31,7 @@ from adt_fast.input_gradient import PrecisionWarning
 from adt_fast.models import create_model
 
 from . import machine, report, training_report
+from .arguments import positive
 from .model_flops import ModelFlops, count_model_flops, matmul_ceiling
 from .timing import Call, Timing, keep_freed_memory, time_interleaved
 from .training_contestants import (
@@ -471,30 +472,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is a GPU")
-    add("--threads", type=_positive, help="CPU threads (default: 2)")
+    add("--threads", type=positive, help="CPU threads (default: 2)")
     add("--model", help="classifier (default: wrn-16-4 on the CPU, wrn-28-10 on CUDA)")
-    add("--batch", type=_positive, help="images (default: 16 on the CPU, 512 on CUDA)")
-    add("--image", type=_positive, nargs=3, default=(3, 32, 32), metavar=("C", "H", "W"), help="shape of an image")
-    add("--steps", type=_positive, default=7, help="T, inner steps")
-    add("--samples", type=_positive, default=5, help="k, samples an image")
+    add("--batch", type=positive, help="images (default: 16 on the CPU, 512 on CUDA)")
+    add("--image", type=positive, nargs=3, default=(3, 32, 32), metavar=("C", "H", "W"), help="shape of an image")
+    add("--steps", type=positive, default=7, help="T, inner steps")
+    add("--samples", type=positive, default=5, help="k, samples an image")
     add("--objectives", choices=OBJECTIVES, nargs="+", default=OBJECTIVES, help="what to train")
     add("--contestants", nargs="+", default=GROUPS, metavar="NAME", help=f"of {', '.join(GROUPS)}; or single ones")
     add("--precisions", choices=PRECISIONS["cuda"], nargs="+", help="(default: all that the device has)")
     add("--no-compile", action="store_true", help="leave out who needs a minute to compile")
-    add("--repeats", type=_positive, help="timed rounds (default: 7 on the CPU, 10 on CUDA)")
-    add("--validation-batch", type=_positive, help="images to compare with float64 (default: all; on CUDA 64)")
+    add("--repeats", type=positive, help="timed rounds (default: 7 on the CPU, 10 on CUDA)")
+    add("--validation-batch", type=positive, help="images to compare with float64 (default: all; on CUDA 64)")
     add("--training-steps", type=int, default=20, help="before anything is measured, for weights that are not random")
     add("--seed", type=int, default=0, help="of weights, images and noise")
     add("--output", type=Path, metavar="FILE.json", help="write everything that was measured")
     add("--plot", type=Path, metavar="FILE", help="draw the times (needs matplotlib)")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def uniform_start(x: torch.Tensor, uniform: torch.Tensor, ball: Ball) -> torch.T
 def affine_relu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, relu: bool) -> torch.Tensor:
     """As a frozen BatchNorm of mean 0 and variance 1, differentiable; computed in scale's dtype."""
     mean, variance = torch.zeros_like(scale), torch.ones_like(scale)
-    y = F.batch_norm(x.to(scale.dtype), mean, variance, scale, shift, eps=0.0).to(x.dtype)
+    eps = 1e-30  # lost beside a variance of 1; torch 2.11 refuses 0
+    y = F.batch_norm(x.to(scale.dtype), mean, variance, scale, shift, eps=eps).to(x.dtype)
     return torch.relu(y) if relu else y
 
 
