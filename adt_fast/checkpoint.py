@@ -77,6 +77,38 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     return tensors, metadata
 
 
+def pack_state(state: Any) -> tuple[dict[str, Tensor], Any]:
+    """A nested state, such as an optimizer's, as what `save_checkpoint` takes: (tensors, plain structure).
+
+    state: dicts (with str or int keys), lists and tuples of tensors and of plain values, at any depth. Tensors are
+        named by their path, for example "generator/optimizer/state/0/exp_avg".
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def pack(path: tuple[str, ...], value: Any) -> Any:
+        if isinstance(value, Tensor):
+            tensors["/".join(path)] = value
+            return {"tensor": "/".join(path)}
+        if isinstance(value, Mapping):
+            return {"dict": [[key, pack((*path, str(key)), item)] for key, item in value.items()]}
+        if isinstance(value, (list, tuple)):
+            return {"list": [pack((*path, str(index)), item) for index, item in enumerate(value)]}
+        return value
+
+    return tensors, pack((), state)
+
+
+def unpack_state(tensors: Mapping[str, Tensor], structure: Any) -> Any:
+    """The state that `pack_state` was given; tuples come back as lists."""
+    if not isinstance(structure, dict):
+        return structure
+    if "tensor" in structure:
+        return tensors[structure["tensor"]]
+    if "list" in structure:
+        return [unpack_state(tensors, item) for item in structure["list"]]
+    return {key: unpack_state(tensors, item) for key, item in structure["dict"]}
+
+
 def save_model(
     path: str | os.PathLike[str],
     model: nn.Module,

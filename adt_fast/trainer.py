@@ -34,6 +34,8 @@ class StepResult:
 
     loss: float
     """The training loss, before the step."""
+    penalty: float
+    """What jointly trained networks lower besides, before the step; 0 where there are none."""
     accuracy: float
     """Share of the images trained on, the adversarial ones, that were classified right, before the step."""
     images: int
@@ -47,6 +49,7 @@ class EpochResult:
     epoch: int
     """Counted from 1."""
     loss: float
+    penalty: float
     accuracy: float
     images: int
     seconds: float
@@ -64,8 +67,8 @@ class Trainer:
         method: a :class:`adt_fast.methods.Method` for this model, see :func:`adt_fast.methods.create_method`.
         outer_mode: the mode of the model in the outer pass, the one that trains: ``"train"`` (default), ``"eval"``,
             or ``"keep"`` for the mode each module is in. The maximizer has its own mode.
-        outer_precision: of the pass that trains: ``"fp32"``; ``"bf16"``, by autocast, with the weights, their gradients
-            and the optimizer in float32; or ``"auto"`` (default), bf16 where the maximizer's gradients run in 16 bits
+        outer_precision: of the pass that trains, generators included: ``"fp32"``; ``"bf16"``, by autocast, with the
+            weights, their gradients and the optimizer in float32; or ``"auto"`` (default), bf16 where the maximizer's gradients run in 16 bits
             and the device multiplies bf16 in hardware.
 
     Raises:
@@ -98,7 +101,8 @@ class Trainer:
     def step(self, images: Tensor, labels: Tensor) -> StepResult:
         """One whole minibatch: inner maximisation, outer loss, backward, optimizer step.
 
-        Every module's train/eval mode is afterwards as it was.
+        Every module's train/eval mode is afterwards as it was. Where the method trains networks jointly, the same
+        backward pass gives their gradients, and they take a step too.
 
         Args:
             images: ``[B, C, H, W]``, float32 or float64, in [0, 1]; on any device.
@@ -110,18 +114,24 @@ class Trainer:
         """
         images, labels = self._to_model(images, labels)
         self._check_batch(images, labels)
-        adversarial = self.method.perturb(images, labels)
+        joint = self.method.joint
+        with self._outer_autocast(images):  # of generators; the gradients of attacks have a precision of their own
+            perturbed = self.method.perturb(images, labels)
         with model_mode(self.model, self.outer_mode):
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=self._outer_is_half(images)):
-                outer = self.method.outer_loss(self.model, images, adversarial, labels)
+            with self._outer_autocast(images):
+                outer = self.method.outer_loss(self.model, images, perturbed.images, labels)
             self.optimizer.zero_grad()
-            outer.loss.backward()
-        loss, accuracy = _loss_and_accuracy(outer)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the training loss is {loss}; the weights were left as they are. "
-                                     "Try a smaller learning rate")
+            if joint is not None:
+                joint.zero_grad()
+            (outer.loss if perturbed.penalty is None else outer.loss + perturbed.penalty).backward()
+        loss, penalty, accuracy = _measured(outer, perturbed.penalty)
+        if not math.isfinite(loss + penalty):
+            raise FloatingPointError(f"the training loss is {loss}, the penalty {penalty}; the weights were left as "
+                                     "they are. Try a smaller learning rate")
         self.optimizer.step()
-        return StepResult(loss, accuracy, len(images))
+        if joint is not None:
+            joint.step()
+        return StepResult(loss, penalty, accuracy, len(images))
 
     def fit(
         self,
@@ -172,11 +182,12 @@ class Trainer:
         self, epoch: int, loader: Iterable[tuple[Tensor, Tensor]], scheduler: LRScheduler | None, bar: tqdm
     ) -> EpochResult:
         start = time.perf_counter()
-        loss = accuracy = 0.0
+        loss = penalty = accuracy = 0.0
         count = 0
         for images, labels in self._prefetched(loader):
             result = self.step(images, labels)
             loss += result.loss * result.images
+            penalty += result.penalty * result.images
             accuracy += result.accuracy * result.images
             count += result.images
             if scheduler is not None:
@@ -187,11 +198,14 @@ class Trainer:
             raise ValueError("loader must give at least one batch, it is empty")
         seconds = time.perf_counter() - start
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
-        return EpochResult(epoch, loss / count, accuracy / count, count, seconds, learning_rate)
+        return EpochResult(epoch, loss / count, penalty / count, accuracy / count, count, seconds, learning_rate)
 
     def _prefetched(self, loader: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
         device = device_of(self.model)
         return loader if device is None or isinstance(loader, BatchLoader) else prefetched(loader, device)
+
+    def _outer_autocast(self, images: Tensor) -> torch.autocast:
+        return torch.autocast(images.device.type, torch.bfloat16, enabled=self._outer_is_half(images))
 
     def _outer_is_half(self, images: Tensor) -> bool:
         if self.outer_precision != "auto":
@@ -210,10 +224,12 @@ class Trainer:
         return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def _loss_and_accuracy(outer: OuterResult) -> tuple[float, float]:
+def _measured(outer: OuterResult, penalty: Tensor | None) -> tuple[float, float, float]:
+    """Loss, penalty and accuracy."""
     loss = outer.loss.detach()
     accuracy = (outer.logits.detach().argmax(1) == outer.labels).to(loss.dtype).mean()
-    return tuple(torch.stack([loss, accuracy]).tolist())  # together, to wait for the device once
+    penalty = torch.zeros_like(loss) if penalty is None else penalty.detach().to(loss.dtype)
+    return tuple(torch.stack([loss, penalty, accuracy]).tolist())  # together, to wait for the device once
 
 
 class ADTExpTrainer(Trainer):

@@ -1,8 +1,40 @@
 """Attacks: ``Attack(model, epsilon=8/255, ...)(images, labels) -> adversarial images``."""
 
+from .amortized import EXPAM, IMPAM, L2L, AmortizedAttack, AmortizedSample
 from .base import Attack
 from .exp import EXP, Maximized
+from .feature_scatter import FeatureScatter
+from .fgsm import FGSM
 from .pgd import PGD
-from .recipes import PAPER, PUBLISHED, ExpRecipe, exp_recipe
+from .recipes import (
+    PAPER,
+    PUBLISHED,
+    ExpAmRecipe,
+    ExpRecipe,
+    ImpAmRecipe,
+    exp_am_recipe,
+    exp_recipe,
+    imp_am_recipe,
+)
 
-__all__ = ["EXP", "PAPER", "PGD", "PUBLISHED", "Attack", "ExpRecipe", "Maximized", "exp_recipe"]
+__all__ = [
+    "EXP",
+    "EXPAM",
+    "FGSM",
+    "IMPAM",
+    "L2L",
+    "PAPER",
+    "PGD",
+    "PUBLISHED",
+    "AmortizedAttack",
+    "AmortizedSample",
+    "Attack",
+    "ExpAmRecipe",
+    "ExpRecipe",
+    "FeatureScatter",
+    "ImpAmRecipe",
+    "Maximized",
+    "exp_am_recipe",
+    "exp_recipe",
+    "imp_am_recipe",
+]

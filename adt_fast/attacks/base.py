@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .._batch_check import BatchCheck
 from .._checks import check_ball
-from ..input_gradient import FLOAT32, EngineOptions, InputGradient, PerExampleLoss, cross_entropy
+from ..input_gradient import FLOAT32, EngineOptions, GradientSession, InputGradient
+from ..losses import PerExampleLoss, RelativeLoss, cross_entropy
 from ..model_state import ModelMode, device_of
 from ..noise import NoiseStream
 
@@ -24,7 +25,7 @@ class Attack(ABC):
         model: images ``[B, C, H, W]`` in [lower, upper] -> logits ``[B, num_classes]``; it normalises inside.
         epsilon: radius of the ball around each image, > 0, in the images' units.
         lower, upper: the data bounds, lower < upper. Adversarial images stay inside.
-        loss: the loss of each example to be raised. Default: cross entropy.
+        loss: the loss of each example to be raised, see :mod:`adt_fast.losses`. Default: cross entropy.
         model_mode: how the model runs while attacked: ``"eval"`` (default), ``"train"`` or ``"keep"``.
         engine: how gradients are computed, see :class:`adt_fast.input_gradient.EngineOptions`. Default: in float32.
         check_finite: raise FloatingPointError on a gradient that is NaN or infinite.
@@ -92,7 +93,7 @@ class Attack(ABC):
             images, labels = (tensor.clone() if tensor.is_inference() else tensor for tensor in (images, labels))
             # Clamped here for every attack: the paper's recipe of EXP samples x + delta as it is.
             candidates = self.perturb(images, labels).clamp_(self.lower, self.upper)
-            return candidates[0] if len(candidates) == 1 else self._worst(candidates, labels)
+            return candidates[0] if len(candidates) == 1 else self._worst(candidates, images, labels)
 
     def noise_on(self, device: torch.device) -> NoiseStream:
         """The attack's noise, moved to the device if it is elsewhere."""
@@ -105,10 +106,24 @@ class Attack(ABC):
         """epsilon, lower and upper, as the operators take them."""
         return {"epsilon": self.epsilon, "lower": self.lower, "upper": self.upper}
 
-    def _worst(self, candidates: Tensor, labels: Tensor) -> Tensor:
-        losses = self.input_gradient.losses(candidates.flatten(0, 1), labels.repeat(len(candidates)))
-        worst = losses.view(len(candidates), -1).argmax(0)  # [B]
+    def targets(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> Tensor:
+        """What the loss compares logits with: the labels, or what it makes of the logits of the natural images."""
+        loss = self.input_gradient.loss
+        return loss.targets(gradient.logits(images)) if isinstance(loss, RelativeLoss) else labels
+
+    def _worst(self, candidates: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        def losses(gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:
+            targets = repeated(self.targets(gradient, images, labels), len(candidates))
+            return (gradient.losses(candidates.flatten(0, 1), targets),)
+
+        (found,) = self.input_gradient.run(losses, images, labels)
+        worst = found.view(len(candidates), -1).argmax(0)  # [B]
         return candidates[worst, torch.arange(len(worst), device=worst.device)]
+
+
+def repeated(targets: Tensor, samples: int) -> Tensor:
+    """The targets ``[B, ...]`` of k samples folded into one batch, ``[k * B, ...]``."""
+    return targets.repeat(samples, *[1] * (targets.dim() - 1))
 
 
 def seeded_by_torch(device: torch.device | None = None) -> NoiseStream:

@@ -12,7 +12,7 @@ from .. import ops
 from .._checks import check_finite, check_int, check_samples
 from .._layout import preferred_layout, samples_with_layout, with_layout
 from ..input_gradient import GradientSession
-from .base import Attack
+from .base import Attack, repeated
 from .pgd import check_step_size
 from .recipes import ExpRecipe, RecipeName, exp_recipe
 
@@ -95,12 +95,12 @@ class EXP(Attack):
         mu, rho = torch.zeros_like(x), torch.full_like(x, self.recipe.rho_init)
         if self.steps > 0:
             options = self._ascent_options(mu, rho)
-            folded_labels = labels.repeat(self.samples)  # [k * B]
+            targets = repeated(self.targets(gradient, x, labels), self.samples)  # [k * B, ...]
             x_adv, _ = ops.tanh_gaussian_sample(
                 x, mu, rho, noise, samples=self.samples, dtype=gradient.dtype, density=False, **self._sampling_ball
             )
         for step in range(self.steps):
-            result = gradient(x_adv.flatten(0, 1), folded_labels)
+            result = gradient(x_adv.flatten(0, 1), targets)
             options["grad_scale"] = self._objective_scale(len(x)) / result.loss_scale
             grad = result.grad.view_as(x_adv)
             if step + 1 < self.steps:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from .._layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
 from .base import Attack
 
+_GAUSSIAN_START = 0.001
+
 
 class PGD(Attack):
     """Projected gradient descent in the L-infinity ball.
@@ -21,7 +23,8 @@ class PGD(Attack):
         model, epsilon, **options: see :class:`Attack`.
         steps: gradient steps, >= 0. The paper evaluates with 20 and trains with 7.
         step_size: of a step, in the images' units, > 0. Default: epsilon / 4, as in the paper.
-        random_start: start from a uniform point of the ball, clamped to the data bounds, instead of from the image.
+        random_start: start from a uniform point of the ball, clamped to the data bounds, instead of from the image; or
+            ``"gaussian"``: from the image plus 0.001 r, r ~ N(0, 1), as TRADES' own code does.
     """
 
     def __init__(
@@ -31,13 +34,15 @@ class PGD(Attack):
         *,
         steps: int = 20,
         step_size: float | None = None,
-        random_start: bool = True,
+        random_start: bool | Literal["gaussian"] = True,
         **options: Any,
     ) -> None:
         super().__init__(model, epsilon, **options)
         check_int("steps", steps, 0, 2**31)
         self.steps = steps
         self.step_size = check_step_size(self.epsilon / 4 if step_size is None else step_size)
+        if not isinstance(random_start, bool) and random_start != "gaussian":
+            raise ValueError(f"random_start must be True, False or 'gaussian', got {random_start!r}")
         self.random_start = random_start
 
     @torch.no_grad()
@@ -54,12 +59,21 @@ class PGD(Attack):
 
     def _ascend(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:
         x = with_layout(images, gradient.layout(images))
-        x_adv = x.clone()
-        if self.random_start:
-            ops.uniform_start_(x_adv, x, self.noise.state, **self.ball)
+        targets = self.targets(gradient, x, labels)
+        x_adv = self._start(x)
         for _ in range(self.steps):
-            ops.linf_step_(x_adv, gradient(x_adv, labels).grad, x, step_size=self.step_size, **self.ball)
+            ops.linf_step_(x_adv, gradient(x_adv, targets).grad, x, step_size=self.step_size, **self.ball)
         return (x_adv,)
+
+    def _start(self, x: Tensor) -> Tensor:
+        x_adv = x.clone()
+        if self.random_start == "gaussian":
+            x_adv.add_(ops.normal(x, self.noise.state)[0], alpha=_GAUSSIAN_START)
+            # No step, but into the ball and the data bounds.
+            ops.linf_step_(x_adv, torch.zeros_like(x), x, step_size=0.0, **self.ball)
+        elif self.random_start:
+            ops.uniform_start_(x_adv, x, self.noise.state, **self.ball)
+        return x_adv
 
 
 def check_step_size(step_size: float) -> float:

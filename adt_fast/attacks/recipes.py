@@ -1,16 +1,20 @@
-"""Where the paper and its published code disagree about ADT-EXP, as named options."""
+"""Where the paper and its published code disagree about the three ways to ADT, as named options."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from .._checks import check_choice, check_finite, check_int, check_not_negative
+from .._checks import check_bool, check_choice, check_finite, check_int, check_not_negative
 
 EntropyReduction = Literal["mean", "sum"]
 Objective = Literal["sum_of_batch_means", "mean_per_example"]
 Update = Literal["adam", "sign"]
 RecipeName = Literal["published", "paper"]
+GradientScale = Literal["per_example", "batch_mean", "max_abs"]
+Spread = Literal["variance", "standard_deviation"]
+
+GRADIENT_SCALES: tuple[GradientScale, ...] = get_args(GradientScale)
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,8 @@ class ExpRecipe:
         check_finite("rho_init", self.rho_init)
         check_choice("update", self.update, get_args(Update))
         check_int("outer_samples", self.outer_samples, 1, 2**24)
-        for name in ("accumulate", "clamp"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+        check_bool("accumulate", self.accumulate)
+        check_bool("clamp", self.clamp)
 
 
 PUBLISHED = ExpRecipe(
@@ -93,7 +96,104 @@ PAPER = ExpRecipe(
 )
 """The paper's equations (Sections 3.1, B.1 and C.3)."""
 
-_RECIPES = {"published": PUBLISHED, "paper": PAPER}
+
+@dataclass(frozen=True)
+class ExpAmRecipe:
+    """How :class:`EXPAM`, and ADT-EXP-AM, read the parts that the paper and its published code tell differently.
+
+    Raises TypeError or ValueError that names the option.
+    """
+
+    gradient_scale: GradientScale
+    """Of the gradients that the generator sees: ``"per_example"``, of each example's loss (paper, Section C.2), or
+    ``"batch_mean"``, of the batch mean, less by 1 / B (published); ``"max_abs"`` is L2L's."""
+
+    narrow_third_block: bool
+    """The generator's third block narrows to ``width`` filters (published), or keeps 2 ``width`` (paper, Table 5)."""
+
+    entropy_reduction: EntropyReduction
+    """The entropy of an example: its ``"sum"`` over the elements (paper, Eq. 11) or its ``"mean"`` (published)."""
+
+    log_offset: float
+    """Added inside the logarithms of the density, >= 0: 1e-8 (published), 0 for the exact density (paper)."""
+
+    clamp: bool
+    """Clamp adversarial images to the data bounds (published), or take x + delta as it is (paper)."""
+
+    def __post_init__(self) -> None:
+        check_choice("gradient_scale", self.gradient_scale, GRADIENT_SCALES)
+        check_bool("narrow_third_block", self.narrow_third_block)
+        check_choice("entropy_reduction", self.entropy_reduction, get_args(EntropyReduction))
+        check_not_negative("log_offset", self.log_offset)
+        check_bool("clamp", self.clamp)
+
+
+@dataclass(frozen=True)
+class ImpAmRecipe:
+    """How :class:`IMPAM`, and ADT-IMP-AM, read the parts that the paper and its published code tell differently.
+
+    Raises TypeError or ValueError that names the option.
+    """
+
+    gradient_scale: GradientScale
+    """As in :class:`ExpAmRecipe`."""
+
+    narrow_third_block: bool
+    """As in :class:`ExpAmRecipe`."""
+
+    entropy_weight: float
+    """Lambda, unless the attack is given one: 1 (published), 0.01 (paper, Section 5.1)."""
+
+    hinge: float | None
+    """None: maximise the bound of the entropy (paper, Eq. 15). A number h: minimise relu(-log q - h), which asks for no
+    more than log q >= -h; the published code has 0.9."""
+
+    latent_reduction: EntropyReduction
+    """log q(z | delta): its ``"sum"`` over the latents (paper, Eq. 14), or its ``"mean"`` (published)."""
+
+    spread: Spread
+    """What softplus of the encoder's second output is: the ``"standard_deviation"`` of z (paper, Section 3.3), or its
+    ``"variance"`` (published)."""
+
+    log_offset: float
+    """Added to the variance in the logarithm, and to twice the variance in the quotient, >= 0: 1e-8 (published)."""
+
+    clamp: bool
+    """As in :class:`ExpAmRecipe`."""
+
+    def __post_init__(self) -> None:
+        check_choice("gradient_scale", self.gradient_scale, GRADIENT_SCALES)
+        check_bool("narrow_third_block", self.narrow_third_block)
+        check_finite("entropy_weight", self.entropy_weight)
+        if self.hinge is not None:
+            check_finite("hinge", self.hinge)
+        check_choice("latent_reduction", self.latent_reduction, get_args(EntropyReduction))
+        check_choice("spread", self.spread, get_args(Spread))
+        check_not_negative("log_offset", self.log_offset)
+        check_bool("clamp", self.clamp)
+
+
+_EXP_RECIPES = {"published": PUBLISHED, "paper": PAPER}
+
+_EXP_AM_RECIPES = {
+    "published": ExpAmRecipe(
+        gradient_scale="batch_mean", narrow_third_block=True, entropy_reduction="mean", log_offset=1e-8, clamp=True
+    ),
+    "paper": ExpAmRecipe(
+        gradient_scale="per_example", narrow_third_block=False, entropy_reduction="sum", log_offset=0.0, clamp=False
+    ),
+}
+
+_IMP_AM_RECIPES = {
+    "published": ImpAmRecipe(
+        gradient_scale="batch_mean", narrow_third_block=True, entropy_weight=1.0, hinge=0.9,
+        latent_reduction="mean", spread="variance", log_offset=1e-8, clamp=True,
+    ),
+    "paper": ImpAmRecipe(
+        gradient_scale="per_example", narrow_third_block=False, entropy_weight=0.01, hinge=None,
+        latent_reduction="sum", spread="standard_deviation", log_offset=0.0, clamp=False,
+    ),
+}  # fmt: skip
 
 
 def exp_recipe(recipe: RecipeName | ExpRecipe, **options: Any) -> ExpRecipe:
@@ -103,9 +203,24 @@ def exp_recipe(recipe: RecipeName | ExpRecipe, **options: Any) -> ExpRecipe:
         TypeError: if ``recipe`` is neither, or an option does not exist.
         ValueError: if the name is unknown, or an option has a bad value.
     """
+    return _recipe(recipe, _EXP_RECIPES, options)
+
+
+def exp_am_recipe(recipe: RecipeName | ExpAmRecipe, **options: Any) -> ExpAmRecipe:
+    """:func:`exp_recipe` for :class:`ExpAmRecipe`."""
+    return _recipe(recipe, _EXP_AM_RECIPES, options)
+
+
+def imp_am_recipe(recipe: RecipeName | ImpAmRecipe, **options: Any) -> ImpAmRecipe:
+    """:func:`exp_recipe` for :class:`ImpAmRecipe`."""
+    return _recipe(recipe, _IMP_AM_RECIPES, options)
+
+
+def _recipe(recipe: Any, known: dict[str, Any], options: dict[str, Any]) -> Any:
     if isinstance(recipe, str):
-        check_choice("recipe", recipe, tuple(_RECIPES))
-        recipe = _RECIPES[recipe]
-    if not isinstance(recipe, ExpRecipe):
-        raise TypeError(f"recipe must be 'published', 'paper' or an ExpRecipe, got {type(recipe).__name__}")
+        check_choice("recipe", recipe, tuple(known))
+        recipe = known[recipe]
+    kind = type(known["published"])
+    if not isinstance(recipe, kind):
+        raise TypeError(f"recipe must be 'published', 'paper' or an {kind.__name__}, got {type(recipe).__name__}")
     return replace(recipe, **options)

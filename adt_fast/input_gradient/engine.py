@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import HALF_DTYPES, check_finite
 from .._layout import preferred_layout
+from ..losses import PerExampleLoss, RelativeLoss, cross_entropy
 from ..model_state import ModelMode, check_mode, check_model, frozen_parameters, model_mode, unwrap
 from .chunking import activation_bytes, automatic_chunk
 from .graph import LoopGraphs
@@ -19,17 +19,9 @@ from .guard import PrecisionGuard
 from .options import FLOAT32, EngineOptions, float32_arithmetic
 from .twin import AttackTwin, TwinUnavailable, hooked_module
 
-PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
-"""(logits [N, num_classes], labels [N]) -> losses [N]."""
-
 _PROBE_IMAGES = 2
 _COMPARED_IMAGES = 8
 _MOST_TWINS_BUILT = 4
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of each example, ``[N]``."""
-    return F.cross_entropy(logits, labels, reduction="none")
 
 
 class InputGradients(NamedTuple):
@@ -52,13 +44,20 @@ class GradientSession:
     """
 
     def __init__(
-        self, model: Callable[[Tensor], Tensor], engine: InputGradient, *, dtype: torch.dtype, chunk: int | None
+        self,
+        model: Callable[[Tensor], Tensor],
+        engine: InputGradient,
+        *,
+        dtype: torch.dtype,
+        chunk: int | None,
+        loss: PerExampleLoss,
     ) -> None:
         self.dtype = dtype
         """What the classifier computes in; x may be in it, which spares a conversion, or in float32."""
         self.chunk = chunk
         self._model = model
         self._engine = engine
+        self._loss = loss
         self._magnitudes: list[Tensor] = []
         self._last: InputGradients | None = None
 
@@ -79,19 +78,39 @@ class GradientSession:
             result = self._at(x, labels, scale)
         else:
             result = self._in_chunks(x, labels, scale, self.chunk)
-        if self._engine.check_finite:
-            # One pass that lets neither a NaN nor an infinity vanish; it is read when the loop is over.
-            magnitude = torch.linalg.vector_norm(result.grad, float("inf"), dtype=result.losses.dtype)
-            self._magnitudes.append(magnitude)
-            self._last = result
+        self._note_magnitude(result)
         return result
+
+    def of_batch(self, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+        """The gradient at x of an objective of all its logits together, like x; there is no loss scale to undo.
+
+        Chunks go through the classifier one after another, but what autograd keeps of all of them is held at once.
+
+        Args:
+            x: ``[N, C, H, W]``.
+            objective: logits ``[N, num_classes]`` -> a number.
+        """
+        parts = [part.detach().to(self.dtype).requires_grad_() for part in x.split(self.chunk or len(x))]
+        with torch.enable_grad():
+            by_part = [self._logits(part) for part in parts]
+            logits = torch.cat(by_part).detach().requires_grad_()
+            value = objective(logits)
+        (grad_logits,) = torch.autograd.grad(value, logits)
+        scaled = (grad_logits * self._loss_scale).split([len(part) for part in parts])
+        grads = [torch.autograd.grad(*one)[0].to(x.dtype) for one in zip(by_part, parts, scaled, strict=True)]
+        grad = torch.cat(grads).div_(self._loss_scale)
+        self._note_magnitude(InputGradients(grad, value.detach().expand(len(x)), logits.detach(), 1.0))
+        return grad
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """``[N, num_classes]``, float32 or float64, without a gradient."""
+        return torch.cat([self._logits(part.to(self.dtype)) for part in x.split(self.chunk or len(x))])
 
     @torch.no_grad()
     def losses(self, x: Tensor, labels: Tensor) -> Tensor:
         """The loss of each example ``[N]``, without a gradient."""
-        size = self.chunk or len(x)
-        parts = zip(x.split(size), labels.split(size), strict=True)
-        return torch.cat([self._engine.loss(self._logits(part.to(self.dtype)), targets) for part, targets in parts])
+        return self._loss(self.logits(x), labels)
 
     def take_magnitudes(self, device: torch.device) -> Tensor:
         """The largest elements of all gradients so far ``[n]``; empties the list."""
@@ -109,6 +128,17 @@ class GradientSession:
         raise FloatingPointError(f"the input gradient is NaN or infinite {_describe_last(self._last)}{where}. "
                                  "Check the model's weights and the learning rate that trained them")
 
+    @property
+    def _loss_scale(self) -> float:
+        return self._engine.options.loss_scale if self.dtype == torch.float16 else 1.0
+
+    def _note_magnitude(self, result: InputGradients) -> None:
+        if self._engine.check_finite:
+            # One pass that lets neither a NaN nor an infinity vanish; it is read when the loop is over.
+            magnitude = torch.linalg.vector_norm(result.grad, float("inf"), dtype=result.losses.dtype)
+            self._magnitudes.append(magnitude)
+            self._last = result
+
     def _logits(self, x: Tensor) -> Tensor:
         logits = self._model(x)
         return logits.float() if logits.dtype in HALF_DTYPES else logits
@@ -118,12 +148,12 @@ class GradientSession:
         inner = x.detach().to(self.dtype).requires_grad_()
         with torch.enable_grad():
             logits = self._logits(inner)
-            losses = self._engine.loss(logits, labels)
+            losses = self._loss(logits, labels)
         if losses.shape != labels.shape[:1]:
             raise ValueError(f"loss must give one number per example, [{len(x)}], got {list(losses.shape)}")
         if not losses.requires_grad:
             raise RuntimeError("the loss does not depend on the model's input: is part of the model detached?")
-        loss_scale = self._engine.options.loss_scale if self.dtype == torch.float16 else 1.0
+        loss_scale = self._loss_scale
         (grad,) = torch.autograd.grad(losses, inner, torch.full_like(losses, scale * loss_scale))
         if grad.dtype != x.dtype:
             grad = grad.to(x.dtype).div_(loss_scale)
@@ -157,7 +187,7 @@ class InputGradient:
     Args:
         model: images ``[N, C, H, W]`` -> logits ``[N, num_classes]``. (Distributed)DataParallel and ``torch.compile``
             wrappers are taken off.
-        loss: the loss of each example, see :data:`PerExampleLoss`. Default: cross entropy.
+        loss: the loss of each example, see :mod:`adt_fast.losses`. Default: cross entropy.
         model_mode: ``"eval"`` (default), ``"train"``, or ``"keep"`` for the mode each module is in. Only ``"eval"`` can
             be run by a twin.
         options: see :class:`EngineOptions`. Default: float32.
@@ -255,7 +285,9 @@ class InputGradient:
             FloatingPointError: if a gradient is not finite and ``check_finite`` is on.
         """
         _check_lengths(images, labels)
-        with float32_arithmetic(self.options.precision, images.device):
+        # The precision is the options' whatever the caller's autocast.
+        autocast_off = torch.autocast(images.device.type, enabled=False)
+        with float32_arithmetic(self.options.precision, images.device), autocast_off:
             with self._session(images, labels) as session:
                 try:
                     return self._run(session, loop, images, labels, reads, key)
@@ -321,7 +353,7 @@ class InputGradient:
         self, model: Callable[[Tensor], Tensor], images: Tensor, dtype: torch.dtype
     ) -> GradientSession:
         chunk = self._chunk(model, images, dtype)
-        self._last_session = session = GradientSession(model, self, dtype=dtype, chunk=chunk)
+        self._last_session = session = GradientSession(model, self, dtype=dtype, chunk=chunk, loss=self.loss)
         return session
 
     def _half_dtype(self, images: Tensor, labels: Tensor) -> torch.dtype | None:
@@ -339,7 +371,9 @@ class InputGradient:
         twin = self._refreshed_twin(half, images)
         if twin is None:
             return
-        session = GradientSession(twin.run, self, dtype=half, chunk=None)
+        # At the natural images, a loss relative to them has no gradient to compare.
+        loss = cross_entropy if isinstance(self.loss, RelativeLoss) else self.loss
+        session = GradientSession(twin.run, self, dtype=half, chunk=None, loss=loss)
         try:
             approximate = session(images, labels).grad
         except RuntimeError as error:  # a type that this machine or this model cannot do; memory is another matter
@@ -348,7 +382,8 @@ class InputGradient:
             self.guard.fall_back(f"the model does not run in it ({str(error).splitlines()[0]})", final=True)
             return
         with model_mode(self.model, "eval"), frozen_parameters(self.model), float32_arithmetic("fp32", images.device):
-            exact = GradientSession(self.model, self, dtype=images.dtype, chunk=None)(images, labels).grad
+            exact_session = GradientSession(self.model, self, dtype=images.dtype, chunk=None, loss=loss)
+            exact = exact_session(images, labels).grad
         self.guard.compare(approximate, exact)
 
     def _may_have_twin(self) -> bool:

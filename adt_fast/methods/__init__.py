@@ -1,16 +1,26 @@
 """Training methods: each is a maximizer, which perturbs a minibatch, and an outer loss, which is trained on."""
 
-from .method import Method, MethodSpec
-from .outer_losses import OuterLoss, OuterResult, cross_entropy
+from .generators import exp_am, imp_am, l2l
+from .joint import JointTraining, reverse_gradient
+from .method import Method, MethodSpec, Perturbed
+from .outer_losses import CrossEntropy, HalfClean, OuterLoss, OuterResult, Trades
 from .registry import create_method, method_names, method_spec
 
 __all__ = [
+    "CrossEntropy",
+    "HalfClean",
+    "JointTraining",
     "Method",
     "MethodSpec",
     "OuterLoss",
     "OuterResult",
+    "Perturbed",
+    "Trades",
     "create_method",
-    "cross_entropy",
+    "exp_am",
+    "imp_am",
+    "l2l",
     "method_names",
     "method_spec",
+    "reverse_gradient",
 ]

@@ -1,6 +1,7 @@
 """Classifiers: images [B, C, H, W] in [0, 1] in, logits [B, num_classes] out; normalisation is inside.
 
-`create_model` builds one by its name. Each has `features(images)`, the feature map before pooling.
+`create_model` builds one by its name. Each has `features(images)`, the feature map before pooling. Beside them are the
+networks that amortised ADT trains against a classifier: `PerturbationGenerator` and `VariationalEncoder`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,23 @@ from collections.abc import Sequence
 from torch import nn
 
 from .._suggest import unknown_name_message
+from .encoder import VariationalEncoder
+from .generator import PerturbationGenerator
 from .normalize import Normalize
 from .preactresnet import PreActResNet18
 from .small_cnn import SmallCNN
 from .wide_resnet import WideResNet
 
-__all__ = ["Normalize", "PreActResNet18", "SmallCNN", "WideResNet", "create_model", "model_names"]
+__all__ = [
+    "Normalize",
+    "PerturbationGenerator",
+    "PreActResNet18",
+    "SmallCNN",
+    "VariationalEncoder",
+    "WideResNet",
+    "create_model",
+    "model_names",
+]
 
 _MODELS = {"small-cnn": SmallCNN, "preactresnet-18": PreActResNet18}
 _WIDE_RESNET = re.compile(r"wrn-(\d+)-(\d+)")

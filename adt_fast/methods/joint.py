@@ -1,0 +1,107 @@
+"""Networks that are trained against the classifier, in the same backward pass: the generator, the encoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .._checks import check_finite
+from ..attacks import AmortizedAttack
+from ..checkpoint import load_checkpoint, pack_state, save_checkpoint, unpack_state
+
+
+class _ReverseGradient(torch.autograd.Function):
+    """Identity whose gradient changes sign: one backward pass lowers a loss here and raises it there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.neg()
+
+
+def reverse_gradient(x: Tensor) -> Tensor:
+    """x itself; what it was made of gets minus the gradient."""
+    return _ReverseGradient.apply(x)
+
+
+class JointTraining:
+    """The networks of an amortised maximizer, each with its Adam (paper, Section C.3).
+
+    Args:
+        maximizer: its networks are trained, in place.
+        generator_learning_rate: of all of them, > 0; the paper's is 2e-4. It stays constant, as in the published code
+            (which decays it after epoch 100 of 76).
+
+    The generator's betas are (0.5, 0.999), those of other networks PyTorch's (0.9, 0.999).
+
+    Raises:
+        TypeError, ValueError: for a bad learning rate.
+    """
+
+    def __init__(self, maximizer: AmortizedAttack, *, generator_learning_rate: float = 2e-4) -> None:
+        check_finite("generator_learning_rate", generator_learning_rate)
+        if generator_learning_rate <= 0:
+            raise ValueError(f"generator_learning_rate must be > 0, got {generator_learning_rate}")
+        self.networks = maximizer.networks
+        self.optimizers: dict[str, Optimizer] = {
+            name: torch.optim.Adam(
+                network.parameters(), lr=generator_learning_rate, betas=(0.5 if name == "generator" else 0.9, 0.999)
+            )
+            for name, network in self.networks.items()
+        }
+
+    def zero_grad(self) -> None:
+        """Drops the gradients of the last minibatch."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        """One step of every network."""
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and optimizer states, by network."""
+        return {
+            name: {"network": network.state_dict(), "optimizer": self.optimizers[name].state_dict()}
+            for name, network in self.networks.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: if it is of other networks; nothing is changed then.
+            RuntimeError: if a network's weights have other names or shapes.
+        """
+        if set(state) != set(self.networks):
+            raise ValueError(f"state must be of the networks {sorted(self.networks)}, got {sorted(state)}")
+        for name, network in self.networks.items():
+            network.load_state_dict(state[name]["network"])
+            self.optimizers[name].load_state_dict(state[name]["optimizer"])
+
+    def save(self, path: str | os.PathLike[str], metadata: dict[str, Any]) -> None:
+        """Writes the state and any plain metadata to a file, see :func:`adt_fast.checkpoint.save_checkpoint`."""
+        tensors, structure = pack_state(self.state_dict())
+        save_checkpoint(path, tensors, {"joint_training": structure, "extra": metadata})
+
+    def load(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Restores what :meth:`save` wrote, and gives its metadata.
+
+        Raises:
+            OSError, CheckpointError: see :func:`adt_fast.checkpoint.load_checkpoint`.
+            ValueError, RuntimeError: see :meth:`load_state_dict`.
+        """
+        tensors, metadata = load_checkpoint(path)
+        if "joint_training" not in metadata:
+            raise ValueError(f"{path} is a checkpoint, but not of jointly trained networks")
+        self.load_state_dict(unpack_state(tensors, metadata["joint_training"]))
+        return metadata["extra"]
