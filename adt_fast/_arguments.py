@@ -26,6 +26,17 @@ def parse_number(text: str) -> float:
     return value
 
 
+def parse_boolean(text: str) -> bool:
+    """True or false, in any case.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"
+
+
 def _parse_integer(text: str) -> int:
     try:
         return int(text)
@@ -51,5 +62,6 @@ def default_is(text: str) -> Any:
 
 Number = argument(parse_number, "NUMBER")
 Integer = argument(_parse_integer, "INT")
+Boolean = argument(parse_boolean, "true|false")
 Text = argument(str, "NAME")
 Folder = argument(Path, "DIR")

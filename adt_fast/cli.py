@@ -1,32 +1,51 @@
-"""The command line: ``adt-fast train``, ``adt-fast evaluate``, ``adt-fast info``."""
+"""The command line: ``adt-fast train``, ``evaluate``, ``methods``, ``configs`` and ``info``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import torch
 import tyro
+import yaml
 
 from . import build_info
+from ._arguments import argument, default_is
 from .config import EvaluateConfig, TrainConfig
+from .config_files import ConfigFile, config_names, config_summary, load_config_file
 from .evaluation import accuracy_table
 from .experiment import EvaluationRun, TrainingRun
+from .methods import describe_method, method_names
 from .trainer import EpochResult
+
+
+@dataclass(frozen=True)
+class TrainCommand(TrainConfig):
+    """Train a classifier, and report its natural and PGD-20 accuracy."""
+
+    config: Annotated[str | None, argument(str, "NAME|FILE"), default_is("none")] = None
+    """Settings to start from, which other flags change: one of those that `adt-fast configs` lists, or a YAML file, the
+    config.yaml of a run among them."""
+
+    print_config: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print all settings as YAML, and train nothing."""
+
+
+@dataclass(frozen=True)
+class MethodsCommand:
+    """List the training methods: maximizer, outer loss, and options with their defaults."""
+
+
+@dataclass(frozen=True)
+class ConfigsCommand:
+    """List the settings that come with adt_fast, for `adt-fast train --config NAME`."""
 
 
 @dataclass(frozen=True)
 class InfoConfig:
     """Say what was built, what is in use on this machine, and why any fast path is off."""
-
-
-Command = (
-    Annotated[TrainConfig, tyro.conf.subcommand("train")]
-    | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
-    | Annotated[InfoConfig, tyro.conf.subcommand("info")]
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,22 +54,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words of the command line; default: those of the process.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        command = tyro.cli(Command, prog="adt-fast", description="Adversarial distributional training.", args=arguments)
+        file = _config_file(arguments)
+        command = _parse(arguments, file)
     except SystemExit as leaving:  # --help, or words that do not parse; tyro has said what there is to say
         return int(leaving.code or 0)
+    except (ValueError, OSError) as error:
+        return _fail(error, 2)
     try:
-        if isinstance(command, TrainConfig):
-            return _train(command)
+        if isinstance(command, TrainCommand):
+            return _train(command, file)
         if isinstance(command, EvaluateConfig):
             return _evaluate(command)
-        return _info()
+        if isinstance(command, MethodsCommand):
+            return _print_methods()
+        return _print_configs() if isinstance(command, ConfigsCommand) else _info()
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 
 
-def _train(config: TrainConfig) -> int:
+def _config_file(arguments: Sequence[str]) -> ConfigFile | None:
+    """The file of ``--config``, which gives the other flags their defaults and so is read before them."""
+    following = [*arguments[1:], ""]
+    for word, next_word in zip(arguments, following):
+        if word == "--config" and next_word:
+            return load_config_file(next_word)
+        if word.startswith("--config="):
+            return load_config_file(word.removeprefix("--config="))
+    return None
+
+
+def _parse(arguments: Sequence[str], file: ConfigFile | None) -> Any:
+    settings = {} if file is None else file.settings
+    train = tyro.conf.subcommand("train", default=TrainCommand(**settings))
+    command = (
+        Annotated[TrainCommand, train]
+        | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
+        | Annotated[MethodsCommand, tyro.conf.subcommand("methods")]
+        | Annotated[ConfigsCommand, tyro.conf.subcommand("configs")]
+        | Annotated[InfoConfig, tyro.conf.subcommand("info")]
+    )
+    return tyro.cli(command, prog="adt-fast", description="Adversarial distributional training.", args=arguments)
+
+
+def _train(command: TrainCommand, file: ConfigFile | None) -> int:
     try:
+        config = TrainConfig(**{field.name: getattr(command, field.name) for field in fields(TrainConfig)})
+        if file is not None:
+            config = file.without_foreign_options(config)
+        if command.print_config:
+            print(yaml.safe_dump(config.resolved().as_dict(), sort_keys=False), end="")
+            return 0
         run = TrainingRun(config)
     except (ValueError, OSError, ImportError) as error:
         return _fail(error, 2)
@@ -77,6 +132,19 @@ def _evaluate(config: EvaluateConfig) -> int:
     except torch.OutOfMemoryError as error:
         return _fail(error, 1)
     print(f"\n{accuracy_table(results)}")
+    return 0
+
+
+def _print_methods() -> int:
+    for name in method_names():
+        print(describe_method(name) + "\n")
+    return 0
+
+
+def _print_configs() -> int:
+    width = max(map(len, config_names()))
+    for name in config_names():
+        print(f"{name:<{width}}  {config_summary(name)}")
     return 0
 
 

@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from ._arguments import Folder, Integer, Number, Text, argument, default_is
+from ._arguments import Folder, Integer, Number, Text, default_is
 from ._checks import check_int
 from ._suggest import unknown_name_message
 from .data import dataset_names
 from .input_gradient import EngineOptions, Precision
-from .methods import method_names, method_spec
+from .method_options import METHOD_OPTIONS, MethodOptions, grouped
+from .methods import check_options, method_names, method_spec
 from .schedules import ScheduleName
 
 
@@ -30,13 +31,14 @@ class DatasetDefaults:
     learning_rate: float
     crop_padding: int
     flip: bool
+    generator_width: int = 256  # of the methods that train a generator; the paper's
 
 
 _CIFAR = DatasetDefaults("preactresnet-18", 30, 64, 8 / 255, 0.1, crop_padding=4, flip=True)
 
 DATASET_DEFAULTS = {
     # Epsilon such that standard training breaks down while the digits can still be told apart.
-    "digits": DatasetDefaults("small-cnn", 12, 64, 0.15, 0.2, crop_padding=0, flip=False),
+    "digits": DatasetDefaults("small-cnn", 12, 64, 0.15, 0.2, crop_padding=0, flip=False, generator_width=64),
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
     "svhn": replace(_CIFAR, epsilon=4 / 255, crop_padding=0, flip=False),  # not augmented, as in the paper (C.1)
@@ -47,21 +49,7 @@ network and its 76 epochs are for the asking."""
 
 def _by_dataset(name: str) -> Any:
     """The default of each data set, those of the same grouped."""
-    return default_is(_grouped({dataset: getattr(values, name) for dataset, values in DATASET_DEFAULTS.items()}))
-
-
-def _by_method(name: str) -> Any:
-    """The default of each method that has the option, those of the same grouped."""
-    defaults = {method: method_spec(method).defaults() for method in method_names()}
-    return default_is(_grouped({method: values[name] for method, values in defaults.items() if name in values}))
-
-
-def _grouped(defaults: dict[str, Any]) -> str:
-    names_by_value: dict[str, list[str]] = {}
-    for name, value in defaults.items():
-        text = "epsilon/4" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-        names_by_value.setdefault(text, []).append(name)
-    return "; ".join(f"{value} for {', '.join(names)}" for value, names in names_by_value.items())
+    return default_is(grouped({dataset: getattr(values, name) for dataset, values in DATASET_DEFAULTS.items()}))
 
 
 def default_test_limit(dataset: str, device: torch.device) -> int | None:
@@ -74,8 +62,8 @@ _TEST_LIMIT = default_is(f"all; on a CPU {_CPU_TEST_LIMIT}, for other data than 
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Train a classifier, and report its natural and PGD-20 accuracy."""
+class _Task:
+    """What is to be trained, and on what."""
 
     # None stands for a default that depends on the other settings; resolved() fills it in.
 
@@ -109,20 +97,10 @@ class TrainConfig:
     epsilon: Annotated[float | None, Number, _by_dataset("epsilon")] = None
     """Radius of the L-infinity ball, in units where images are in [0, 1]; fractions such as 8/255 will do."""
 
-    recipe: Annotated[str | None, argument(str, "published|paper"), _by_method("recipe")] = None
-    """Where the paper and its published code disagree, whom to follow."""
 
-    steps: Annotated[int | None, Integer, _by_method("steps")] = None
-    """Steps of the inner maximisation."""
-
-    samples: Annotated[int | None, Integer, _by_method("samples")] = None
-    """Monte Carlo samples for each inner gradient."""
-
-    step_size: Annotated[float | None, Number, _by_method("step_size")] = None
-    """Of a step of the inner maximisation: on (mu, rho) for adt-exp, in the images' units for at-pgd."""
-
-    entropy_weight: Annotated[float | None, Number, _by_method("entropy_weight")] = None
-    """Lambda, the weight of the distribution's entropy."""
+@dataclass(frozen=True)
+class TrainConfig(MethodOptions, _Task):
+    """Train a classifier, and report its natural and PGD-20 accuracy."""
 
     learning_rate: Annotated[float | None, Number, _by_dataset("learning_rate")] = None
     """Highest learning rate of SGD."""
@@ -193,31 +171,28 @@ class TrainConfig:
             chunk="auto" if self.chunk is None else self.chunk,
         )
 
-    def method_options(self) -> dict[str, Any]:
-        """The maximizer's options that are set."""
-        names = (name for name in _METHOD_OPTIONS if getattr(self, name) is not None)
-        return {name: getattr(self, name) for name in names}
-
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a file."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        """Plain values, for a file, without the options that the method does not have."""
+        known = method_spec(self.method).defaults()
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self).items()
+            if name not in METHOD_OPTIONS or name in known
+        }
 
     def _dataset_defaults(self, device: torch.device) -> dict[str, Any]:
         defaults = asdict(DATASET_DEFAULTS[self.dataset])
         defaults["test_limit"] = default_test_limit(self.dataset, device)
-        mine = {field.name for field in fields(self)}
+        mine = {field.name for field in fields(_Task)} | {"learning_rate"}
         return {name: value for name, value in defaults.items() if name in mine and getattr(self, name) is None}
 
     def _method_defaults(self) -> dict[str, Any]:
-        defaults = method_spec(self.method).defaults()
-        given = self.method_options()
-        if foreign := sorted(given.keys() - defaults.keys()):
-            its_own = ", ".join(name for name in _METHOD_OPTIONS if name in defaults) or "no options"
-            raise ValueError(f"{foreign[0]} is no option of method {self.method!r}, which has {its_own}")
-        return {name: defaults[name] for name in _METHOD_OPTIONS if name in defaults and name not in given}
-
-
-_METHOD_OPTIONS = ("recipe", "steps", "samples", "step_size", "entropy_weight")
+        spec, given = method_spec(self.method), self.method_options()
+        check_options(spec, given)
+        defaults = spec.defaults()
+        if "generator_width" in defaults:
+            defaults["generator_width"] = DATASET_DEFAULTS[self.dataset].generator_width
+        return {name: defaults[name] for name in METHOD_OPTIONS if name in defaults and name not in given}
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class TrainingRun:
             for split, limit in (("train", config.train_limit), ("test", config.test_limit))
         )
         self._model_kwargs = _model_kwargs(train_data)
+        self._image_shape = tuple(train_data.images.shape[1:])
         torch.manual_seed(config.seed)
         self.model = create_model(config.model, **self._model_kwargs)
         self.model.to(config.device, memory_format=torch.channels_last)
@@ -75,6 +76,9 @@ class TrainingRun:
             model_kwargs=self._model_kwargs,
             extra=self.config.as_dict(),
         )
+        joint = self.trainer.method.joint
+        if joint is not None:
+            joint.save(self.folder.maximizer, self.config.as_dict())
 
     def evaluate(self) -> dict[str, Accuracy]:
         """Natural and PGD-20 accuracy on the test images; also logged."""
@@ -112,6 +116,7 @@ class TrainingRun:
             epsilon=config.epsilon,
             noise=noise,
             engine=config.engine_options(),
+            image_shape=self._image_shape,
             **config.method_options(),
         )
         outer_precision = "fp32" if config.precision in ("fp32", "tf32") else "auto"

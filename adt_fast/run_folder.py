@@ -15,6 +15,7 @@ import yaml
 from . import __version__
 
 CHECKPOINT_NAME = "model.safetensors"
+_MAXIMIZER_NAME = "maximizer.safetensors"
 
 
 class RunFolder:
@@ -46,6 +47,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """Where the trained model goes."""
         return self.path / CHECKPOINT_NAME
+
+    @property
+    def maximizer(self) -> Path:
+        """Where the networks go that were trained against the model, with their optimizers."""
+        return self.path / _MAXIMIZER_NAME
 
     def write_config(self, config: dict[str, Any]) -> None:
         """config.yaml: the settings, and the versions that ran them. Values are plain."""

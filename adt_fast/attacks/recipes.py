@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from .._checks import check_bool, check_choice, check_finite, check_int, check_not_negative
+from .._suggest import unknown_name_message
 
 EntropyReduction = Literal["mean", "sum"]
 Objective = Literal["sum_of_batch_means", "mean_per_example"]
 Update = Literal["adam", "sign"]
-RecipeName = Literal["published", "paper"]
+RecipeName = str
+"""``"published"`` or ``"paper"``, and single options changed: ``"published,accumulate=false,rho_init=-5"``."""
 GradientScale = Literal["per_example", "batch_mean", "max_abs"]
 Spread = Literal["variance", "standard_deviation"]
 
@@ -199,8 +202,11 @@ _IMP_AM_RECIPES = {
 def exp_recipe(recipe: RecipeName | ExpRecipe, **options: Any) -> ExpRecipe:
     """A recipe by name, or the given one, with single options changed: ``exp_recipe("published", accumulate=False)``.
 
+    ``exp_recipe("published,accumulate=false")`` is the same, for command lines and files; values are JSON's, or
+    words.
+
     Raises:
-        TypeError: if ``recipe`` is neither, or an option does not exist.
+        TypeError: if ``recipe`` is neither, or an option does not exist or has a value of the wrong type.
         ValueError: if the name is unknown, or an option has a bad value.
     """
     return _recipe(recipe, _EXP_RECIPES, options)
@@ -217,10 +223,28 @@ def imp_am_recipe(recipe: RecipeName | ImpAmRecipe, **options: Any) -> ImpAmReci
 
 
 def _recipe(recipe: Any, known: dict[str, Any], options: dict[str, Any]) -> Any:
-    if isinstance(recipe, str):
-        check_choice("recipe", recipe, tuple(known))
-        recipe = known[recipe]
     kind = type(known["published"])
+    if isinstance(recipe, str):
+        name, *changes = recipe.split(",")
+        check_choice("recipe", name, tuple(known))
+        recipe, options = known[name], _parsed(changes, kind) | options
     if not isinstance(recipe, kind):
         raise TypeError(f"recipe must be 'published', 'paper' or an {kind.__name__}, got {type(recipe).__name__}")
     return replace(recipe, **options)
+
+
+def _parsed(changes: list[str], kind: type) -> dict[str, Any]:
+    """The options that texts such as "rho_init=-5" change."""
+    known = tuple(field.name for field in fields(kind))
+    options = {}
+    for change in changes:
+        name, equals, value = change.strip().partition("=")
+        if not equals:
+            raise ValueError(f"recipe options are written NAME=VALUE, got {change!r}")
+        if name not in known:
+            raise ValueError(unknown_name_message("option of the recipe", name, known))
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value  # a word, which needs no quotes here
+    return options

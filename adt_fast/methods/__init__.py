@@ -1,10 +1,11 @@
 """Training methods: each is a maximizer, which perturbs a minibatch, and an outer loss, which is trained on."""
 
+from .describe import describe_method
 from .generators import exp_am, imp_am, l2l
 from .joint import JointTraining, reverse_gradient
 from .method import Method, MethodSpec, Perturbed
 from .outer_losses import CrossEntropy, HalfClean, OuterLoss, OuterResult, Trades
-from .registry import create_method, method_names, method_spec
+from .registry import check_options, create_method, method_names, method_spec
 
 __all__ = [
     "CrossEntropy",
@@ -16,7 +17,9 @@ __all__ = [
     "OuterResult",
     "Perturbed",
     "Trades",
+    "check_options",
     "create_method",
+    "describe_method",
     "exp_am",
     "imp_am",
     "l2l",

@@ -1,0 +1,154 @@
+"""Settings in YAML files: those that come with the package, by name, and the user's own, by path."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ._arguments import parse_number
+from ._suggest import unknown_name_message
+from .config import TrainConfig
+from .method_options import METHOD_OPTIONS
+from .methods import method_spec
+
+_BUNDLED = resources.files("adt_fast") / "configs"
+_NOT_SETTINGS = ("output",)  # a run's own folder is in use when its config.yaml is read again
+
+
+def config_names() -> tuple[str, ...]:
+    """The files that come with the package, by name."""
+    names = (entry.name for entry in _BUNDLED.iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
+
+
+def config_summary(name: str) -> str:
+    """What a file of the package says of itself in its first line."""
+    return (_BUNDLED / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """Settings of a run, some of them or all.
+
+    Args:
+        source: where they come from, for messages.
+        settings: fields of :class:`TrainConfig`, by name, in their types.
+    """
+
+    source: str
+    settings: dict[str, Any]
+
+    def defaults(self) -> TrainConfig:
+        """The settings, and the usual defaults for the rest."""
+        return TrainConfig(**self.settings)
+
+    def without_foreign_options(self, config: TrainConfig) -> TrainConfig:
+        """The same, without the options of this file that the chosen method does not have.
+
+        So a file that names no method may hold options of several. One that names its method is taken at its word: a
+        foreign option in it stays, and is an error.
+        """
+        if "method" in self.settings:
+            return config
+        known = method_spec(config.method).defaults()
+        foreign = [name for name in METHOD_OPTIONS if name in self.settings and name not in known]
+        return replace(config, **{name: None for name in foreign if getattr(config, name) == self.settings[name]})
+
+
+def load_config_file(source: str) -> ConfigFile:
+    """Reads settings.
+
+    A file is a mapping from settings, named as on the command line with ``_`` for ``-``, to values; numbers may be
+    fractions such as 8/255. With ``extends: NAME``, it starts from another file: one of the package, or one beside it.
+    The config.yaml of a run folder will do too, its output folder aside.
+
+    Args:
+        source: a path, or the name of a file of the package, see :func:`config_names`.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if there is no such name, or the file is no mapping, has an unknown setting, or a value of the wrong
+            type; the message names file and setting.
+    """
+    return ConfigFile(source, _load(source, Path(), ()))
+
+
+def _load(source: str, beside: Path, seen: tuple[str, ...]) -> dict[str, Any]:
+    if source in seen:
+        raise ValueError(f"{source} extends itself, by way of {' and '.join(seen)}")
+    text, folder = _read(source, beside)
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is no YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{source} must map settings to values, got {type(content).__name__}")
+    if isinstance(content.get("config"), dict):  # config.yaml of a run folder
+        content = {name: value for name, value in content["config"].items() if name not in _NOT_SETTINGS}
+    parent = content.pop("extends", None)
+    inherited = {} if parent is None else _load(str(parent), folder, (*seen, source))
+    return inherited | {name: _converted(source, name, value) for name, value in content.items() if value is not None}
+
+
+def _read(source: str, beside: Path) -> tuple[str, Path]:
+    """The text, and the folder in which files that it extends are looked for."""
+    path = beside / source
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path.read_text(), path.parent
+    if source not in config_names():
+        raise ValueError(unknown_name_message("config", source, config_names()) + ". A file's name ends in .yaml")
+    return (_BUNDLED / f"{source}.yaml").read_text(), Path()
+
+
+def _converted(source: str, name: Any, value: Any) -> Any:
+    known = {field.name for field in fields(TrainConfig)}
+    if name not in known:
+        raise ValueError(f"{source}: {unknown_name_message('setting', str(name), sorted(known))}")
+    kinds = _kinds(get_type_hints(TrainConfig)[name])
+    for kind in kinds:
+        try:
+            return _CONVERSIONS[kind](value)
+        except ValueError:
+            continue
+    wanted = " or ".join(_WORDS[kind] for kind in kinds)
+    raise ValueError(f"{source}: {name} must be {wanted}, got {value!r}")
+
+
+def _kinds(hint: Any) -> list[type]:
+    """The plain types that a field's annotation admits."""
+    if get_origin(hint) is Annotated:
+        return _kinds(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return [kind for option in get_args(hint) if option is not type(None) for kind in _kinds(option)]
+    return [str] if get_origin(hint) is Literal else [hint]
+
+
+def _exactly(*kinds: type) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        if type(value) not in kinds:
+            raise ValueError
+        return value
+
+    return convert
+
+
+def _number(value: Any) -> float:
+    # YAML takes 2e-4 and 8/255 for texts.
+    return parse_number(value) if isinstance(value, str) else float(_exactly(int, float)(value))
+
+
+_CONVERSIONS: dict[type, Callable[[Any], Any]] = {
+    bool: _exactly(bool),
+    int: _exactly(int),
+    float: _number,
+    str: _exactly(str),
+    Path: lambda value: Path(_exactly(str)(value)),
+}
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
