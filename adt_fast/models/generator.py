@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._checks import check_bool, check_int
 from ._common import check_sizes, conv3x3
 
 
@@ -42,13 +45,13 @@ class PerturbationGenerator(nn.Module):
         image_size: tuple[int, int] = (32, 32),
     ) -> None:
         super().__init__()
-        height, image_width = image_size
-        check_sizes(in_channels=in_channels, out_channels=out_channels, width=width, height=height, width_=image_width)
-        self.image_size = (height, image_width)
+        check_sizes(in_channels=in_channels, out_channels=out_channels, width=width)
+        check_bool("narrow_third_block", narrow_third_block)
+        check_int("latent_dim", latent_dim, 0, 2**31)
+        self.image_size = _checked_image_size(image_size)
         self.latent = None
         if latent_dim:
-            check_sizes(latent_dim=latent_dim)
-            pixels = height * image_width
+            pixels = math.prod(self.image_size)
             self.latent = nn.Sequential(nn.Linear(latent_dim, 256), nn.ReLU(), nn.Linear(256, pixels), nn.ReLU())
         last = width if narrow_third_block else 2 * width
         self.stem = nn.Sequential(
@@ -94,6 +97,15 @@ class _ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(self.shortcut(x) + out)
+
+
+def _checked_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(image_size, (tuple, list)):
+        raise TypeError(f"image_size must be (H, W), got {type(image_size).__name__}")
+    if len(image_size) != 2:
+        raise ValueError(f"image_size must be (H, W), got {image_size}")
+    check_sizes(**{f"image_size[{index}]": size for index, size in enumerate(image_size)})
+    return tuple(image_size)
 
 
 def _initialize(module: nn.Module) -> None:
