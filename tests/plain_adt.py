@@ -53,8 +53,12 @@ def published_inner(model, x, y, normals, *, epsilon, step_size, entropy_weight)
     return mean.detach(), var.detach()
 
 
-def recipe_inner(model, x, y, normals, recipe, *, epsilon, step_size, entropy_weight):
-    """The inner loop of any ExpRecipe, option by option."""
+def losses_of_labels(logits, labels):
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def recipe_inner(model, x, y, normals, recipe, *, epsilon, step_size, entropy_weight, losses_of=losses_of_labels):
+    """The inner loop of any ExpRecipe, option by option; losses_of(logits, y) is one loss per example."""
     model.eval()
     mu = torch.zeros_like(x, requires_grad=True)
     rho = torch.full_like(x, recipe.rho_init).requires_grad_()
@@ -69,7 +73,7 @@ def recipe_inner(model, x, y, normals, recipe, *, epsilon, step_size, entropy_we
             x_adv = x + epsilon * t
             if recipe.clamp:
                 x_adv = x_adv.clamp(0.0, 1.0)
-            losses = F.cross_entropy(model(x_adv), y, reduction="none")
+            losses = losses_of(model(x_adv), y)
             if recipe.objective == "sum_of_batch_means":
                 loss, weight = losses.mean(), entropy_weight
             else:
