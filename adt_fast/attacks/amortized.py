@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from .._checks import check_choice, check_finite
+from .._checks import check_choice, check_finite, check_int
 from .._layout import preferred_layout, samples_with_layout, with_layout
 from ..input_gradient import GradientSession
 from ..model_state import model_mode
@@ -201,6 +201,7 @@ class IMPAM(AmortizedAttack):
         weight = self.recipe.entropy_weight if entropy_weight is None else entropy_weight
         check_finite("entropy_weight", weight)
         _check_network("encoder", encoder)
+        check_int("latent_dim", latent_dim, 1, 2**31)
         super().__init__(
             model, epsilon, generator=generator, gradient_scale=self.recipe.gradient_scale, clamp=self.recipe.clamp,
             **options,
