@@ -41,6 +41,7 @@ def check_sample_arguments(
     draw: int,
     first_example: int,
     dtype: torch.dtype,
+    log_offset: float,
 ) -> None:
     """Every check of the sampler's arguments."""
     check_batch("x", x)
@@ -51,6 +52,7 @@ def check_sample_arguments(
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, got {type(dtype).__name__}")
     check_storage_dtype("dtype", dtype, "x", x)
+    check_not_negative("log_offset", log_offset, x.dtype)
 
 
 def ascend(

@@ -33,17 +33,20 @@ def tanh_gaussian_sample(
     first_example: int,
     dtype: torch.dtype,
     density: bool,
+    log_offset: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Without ``density`` the second result is empty, [0]."""
-    _checked.check_sample_arguments(x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype)
+    _checked.check_sample_arguments(
+        x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype, log_offset
+    )
     x_adv, neg_log_density = _launch.sample(
-        x, mu, rho, Draw(noise, draw, first_example), Ball(epsilon, lower, upper), samples, dtype, density
+        x, mu, rho, Draw(noise, draw, first_example), Ball(epsilon, lower, upper), samples, dtype, density, log_offset
     )
     return x_adv, (x.new_empty(0) if neg_log_density is None else neg_log_density)
 
 
 @tanh_gaussian_sample.register_fake
-def _(x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype, density):
+def _(x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype, density, log_offset):
     x_adv = empty_samples(x, samples, preferred_layout(x), dtype)
     return x_adv, x.new_empty((samples, x.shape[0]) if density else (0,))
 
@@ -61,26 +64,27 @@ def tanh_gaussian_sample_backward(
     upper: float,
     draw: int,
     first_example: int,
+    log_offset: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of x, mu and rho."""
     grads = _launch.sample_backward(
         grad_x_adv, grad_neg_log_density, x, mu, rho,
-        Draw(noise, draw, first_example), Ball(epsilon, lower, upper), (True, True, True),
+        Draw(noise, draw, first_example), Ball(epsilon, lower, upper), log_offset, (True, True, True),
     )
     # A custom operator may not return its input or an expanded view.
     return tuple(grad.contiguous(memory_format=preferred_layout(x)) for grad in grads)
 
 
 @tanh_gaussian_sample_backward.register_fake
-def _(grad_x_adv, grad_neg_log_density, x, mu, rho, noise, epsilon, lower, upper, draw, first_example):
+def _(grad_x_adv, grad_neg_log_density, x, mu, rho, noise, epsilon, lower, upper, draw, first_example, log_offset):
     return tuple(torch.empty_like(x, memory_format=preferred_layout(x)) for _ in range(3))
 
 
 def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, mu, rho, noise, _, epsilon, lower, upper, draw, first_example, _, density = inputs
+    x, mu, rho, noise, _, epsilon, lower, upper, draw, first_example, _, density, log_offset = inputs
     # The stream may be advanced, in place, before backward runs: keep its state as it is now.
     ctx.save_for_backward(x, mu, rho, noise.clone())
-    ctx.scalars = (epsilon, lower, upper, draw, first_example)
+    ctx.scalars = (epsilon, lower, upper, draw, first_example, log_offset)
     ctx.density = density
 
 
@@ -89,7 +93,7 @@ def _sample_backward(ctx: Any, grad_x_adv: torch.Tensor, grad_neg_log_density: t
     grads = tanh_gaussian_sample_backward(
         grad_x_adv, grad_neg_log_density if ctx.density else None, x, mu, rho, noise, *ctx.scalars
     )
-    return *grads, *[None] * 9
+    return *grads, *[None] * 10
 
 
 tanh_gaussian_sample.register_autograd(_sample_backward, setup_context=_save_for_backward)

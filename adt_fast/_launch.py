@@ -92,13 +92,14 @@ def sample(
     samples: int,
     dtype: torch.dtype,
     density: bool,
+    log_offset: float,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Returns x_adv [k, *x.shape] in x's layout, and -log p [k, B] or None."""
     layout = preferred_layout(x)
     x, mu, rho = (with_layout(tensor, layout) for tensor in (x, mu, rho))
     if not _native.runs_on(x.device):
         x_adv, neg_log_density = reference.tanh_gaussian_sample(
-            x, mu, rho, draw.noise, samples=samples, dtype=dtype, density=density,
+            x, mu, rho, draw.noise, samples=samples, dtype=dtype, density=density, log_offset=log_offset,
             **draw.options(), **vars(ball),
         )
         return samples_with_layout(x_adv, layout), neg_log_density
@@ -107,7 +108,7 @@ def sample(
     neg_log_density, partials = _density_buffers(x, samples, shape, density)
     _native.module.tanh_gaussian_sample(
         _native.target(x.device), _native.DTYPE_CODES[x.dtype], _native.DTYPE_CODES[dtype], shape, ball.as_tuple(),
-        draw.as_tuple(), samples, x.data_ptr(), mu.data_ptr(), rho.data_ptr(), x_adv.data_ptr(),
+        draw.as_tuple(), samples, float(log_offset), x.data_ptr(), mu.data_ptr(), rho.data_ptr(), x_adv.data_ptr(),
         _address(neg_log_density), _address(partials),
     )
     return x_adv, neg_log_density
@@ -121,11 +122,12 @@ def sample_backward(
     rho: torch.Tensor,
     draw: Draw,
     ball: Ball,
+    log_offset: float,
     needs: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients of x, mu and rho; None for those not needed."""
     if not _native.runs_on(x.device):
-        return _reference_sample_backward(grad_x_adv, grad_neg_log_density, x, mu, rho, draw, ball, needs)
+        return _reference_sample_backward(grad_x_adv, grad_neg_log_density, x, mu, rho, draw, ball, log_offset, needs)
     layout = preferred_layout(x)
     grad_x_adv = samples_with_layout(grad_x_adv, layout)
     x, mu, rho = (with_layout(tensor, layout) for tensor in (x, mu, rho))
@@ -134,8 +136,9 @@ def sample_backward(
     grads = tuple(torch.empty_like(x, memory_format=layout) if need else None for need in needs)
     _native.module.tanh_gaussian_sample_backward(
         _native.target(x.device), _native.DTYPE_CODES[x.dtype], _native.DTYPE_CODES[grad_x_adv.dtype],
-        _shape(x, layout), ball.as_tuple(), draw.as_tuple(), grad_x_adv.shape[0], grad_x_adv.data_ptr(),
-        _address(grad_neg_log_density), x.data_ptr(), mu.data_ptr(), rho.data_ptr(), *map(_address, grads),
+        _shape(x, layout), ball.as_tuple(), draw.as_tuple(), grad_x_adv.shape[0], float(log_offset),
+        grad_x_adv.data_ptr(), _address(grad_neg_log_density), x.data_ptr(), mu.data_ptr(), rho.data_ptr(),
+        *map(_address, grads),
     )
     return grads
 
@@ -148,13 +151,14 @@ def _reference_sample_backward(
     rho: torch.Tensor,
     draw: Draw,
     ball: Ball,
+    log_offset: float,
     needs: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, ...]:
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip((x, mu, rho), needs)]
         outputs = reference.tanh_gaussian_sample(
             *inputs, draw.noise, samples=grad_x_adv.shape[0], dtype=grad_x_adv.dtype,
-            density=grad_neg_log_density is not None, **draw.options(), **vars(ball),
+            density=grad_neg_log_density is not None, log_offset=log_offset, **draw.options(), **vars(ball),
         )
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     pairs = [(o, g) for o, g in zip(outputs, (grad_x_adv, grad_neg_log_density)) if o is not None and o.requires_grad]

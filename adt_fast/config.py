@@ -31,14 +31,16 @@ class DatasetDefaults:
     learning_rate: float
     crop_padding: int
     flip: bool
-    generator_width: int = 256  # of the methods that train a generator; the paper's
+    generator_width: int = 256  # of the methods that train a generator; both are the paper's
+    generator_learning_rate: float = 2e-4
 
 
 _CIFAR = DatasetDefaults("preactresnet-18", 30, 64, 8 / 255, 0.1, crop_padding=4, flip=True)
 
 DATASET_DEFAULTS = {
     # Epsilon such that standard training breaks down while the digits can still be told apart.
-    "digits": DatasetDefaults("small-cnn", 12, 64, 0.15, 0.2, crop_padding=0, flip=False, generator_width=64),
+    "digits": DatasetDefaults("small-cnn", 12, 64, 0.15, 0.2, crop_padding=0, flip=False, generator_width=64,
+                              generator_learning_rate=2e-3),
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
     "svhn": replace(_CIFAR, epsilon=4 / 255, crop_padding=0, flip=False),  # not augmented, as in the paper (C.1)
@@ -190,8 +192,8 @@ class TrainConfig(MethodOptions, _Task):
         spec, given = method_spec(self.method), self.method_options()
         check_options(spec, given)
         defaults = spec.defaults()
-        if "generator_width" in defaults:
-            defaults["generator_width"] = DATASET_DEFAULTS[self.dataset].generator_width
+        by_dataset = asdict(DATASET_DEFAULTS[self.dataset])
+        defaults |= {name: by_dataset[name] for name in defaults if name in by_dataset}
         return {name: defaults[name] for name in METHOD_OPTIONS if name in defaults and name not in given}
 
 

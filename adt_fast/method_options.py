@@ -81,7 +81,7 @@ class MethodOptions:
     generator_width: Annotated[int | None, Integer, default_is("the paper's 256; 64 for digits")] = None
     """Filters of the generator's first convolution; its blocks have twice as many."""
 
-    generator_learning_rate: Annotated[float | None, Number, _by_method("generator_learning_rate")] = None
+    generator_learning_rate: Annotated[float | None, Number, default_is("the paper's 2e-4; 2e-3 for digits")] = None
     """Of the generator's, and the encoder's, Adam."""
 
     gradient_scale: Annotated[str | None, argument(str, "per_example|batch_mean|max_abs"),

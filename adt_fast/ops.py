@@ -3,7 +3,9 @@
 Notation, per element (paper, Eq. 9-11): ``sigma = softplus(rho)``, ``r ~ N(0, 1)``, ``u = mu + sigma r``,
 ``t = tanh(u)``, ``x_adv = clamp(x + epsilon t, lower, upper)``, and
 
-    -log p = r^2/2 + log(2 pi)/2 + log sigma + log(1 - t^2) + log epsilon.
+    -log p = r^2/2 + log(2 pi)/2 + log(sigma + o) + log(1 - t^2 + o) + log epsilon,
+
+where ``log_offset`` o is 0 in the paper and 1e-8 in the published code.
 
 Shapes: x, mu, rho ``[B, ...]``; x_adv ``[k, B, ...]`` for k Monte Carlo samples, each slab in the memory layout of x
 (contiguous or channels_last), so ``x_adv.flatten(0, 1)`` is a batch of k * B images without a copy. Arithmetic is in
@@ -58,13 +60,14 @@ class _Sample(torch.autograd.Function):
         samples: int,
         dtype: torch.dtype,
         density: bool,
+        log_offset: float,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # The stream may be advanced, in place, before backward runs: keep its state as it is now.
         ctx.draw, ctx.ball = Draw(draw.noise.clone(), draw.draw, draw.first_example), ball
         ctx.save_for_backward(x, mu, rho)
         ctx.set_materialize_grads(False)
-        ctx.x_adv_like = (samples, dtype)
-        return _launch.sample(x, mu, rho, draw, ball, samples, dtype, density)
+        ctx.x_adv_like, ctx.log_offset = (samples, dtype), log_offset
+        return _launch.sample(x, mu, rho, draw, ball, samples, dtype, density, log_offset)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -74,8 +77,10 @@ class _Sample(torch.autograd.Function):
             samples, dtype = ctx.x_adv_like
             grad_x_adv = torch.zeros((samples, *x.shape), dtype=dtype, device=x.device)
         needs = tuple(ctx.needs_input_grad[:3])
-        grads = _launch.sample_backward(grad_x_adv, grad_neg_log_density, x, mu, rho, ctx.draw, ctx.ball, needs)
-        return *grads, None, None, None, None, None
+        grads = _launch.sample_backward(
+            grad_x_adv, grad_neg_log_density, x, mu, rho, ctx.draw, ctx.ball, ctx.log_offset, needs
+        )
+        return *grads, *[None] * 6
 
 
 def tanh_gaussian_sample(
@@ -92,6 +97,7 @@ def tanh_gaussian_sample(
     first_example: int = 0,
     dtype: torch.dtype | None = None,
     density: bool = True,
+    log_offset: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Draws k adversarial examples around each image, with their negative log density (paper, Eq. 9 and 11).
 
@@ -99,10 +105,11 @@ def tanh_gaussian_sample(
 
         u = mu + F.softplus(rho) * r
         x_adv = (x + epsilon * torch.tanh(u)).clamp(lower, upper)
-        log_sigma = F.softplus(rho).log()
-        nld = (r**2 / 2 + log(2 * pi) / 2 + log_sigma + (1 - torch.tanh(u) ** 2).log() + log(epsilon)).flatten(2).sum(2)
+        log_sigma = (F.softplus(rho) + log_offset).log()
+        log_derivative = (1 - torch.tanh(u) ** 2 + log_offset).log()
+        nld = (r**2 / 2 + log(2 * pi) / 2 + log_sigma + log_derivative + log(epsilon)).flatten(2).sum(2)
 
-    but in one pass, without storing r, and with log(1 - tanh(u)^2) in a form that does not saturate.
+    but in one pass, without storing r, and with 1 - tanh(u)^2, or its logarithm, in a form without cancellation.
 
     Args:
         x: images ``[B, ...]``, float32 or float64.
@@ -116,6 +123,8 @@ def tanh_gaussian_sample(
         first_example: index of row 0 within the draw, >= 0.
         dtype: of x_adv: x's (default), or bfloat16 or float16 when x is float32.
         density: whether to compute the density.
+        log_offset: o >= 0, added inside the logarithms of the density. 0 is exact; the published code uses 1e-8. x_adv
+            does not depend on it.
 
     Returns:
         ``(x_adv, neg_log_density)``: ``[k, B, ...]`` in ``dtype``, and ``[k, B]`` in x's dtype (None without
@@ -127,11 +136,15 @@ def tanh_gaussian_sample(
     dtype = x.dtype if dtype is None and isinstance(x, torch.Tensor) else dtype
     if torch.compiler.is_compiling():
         x_adv, neg_log_density = _custom_ops.tanh_gaussian_sample(
-            x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype, density
+            x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype, density, log_offset
         )
         return x_adv, (neg_log_density if density else None)
-    _checked.check_sample_arguments(x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype)
-    arguments = (x, mu, rho, Draw(noise, draw, first_example), Ball(epsilon, lower, upper), samples, dtype, density)
+    _checked.check_sample_arguments(
+        x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype, log_offset
+    )
+    arguments = (
+        x, mu, rho, Draw(noise, draw, first_example), Ball(epsilon, lower, upper), samples, dtype, density, log_offset,
+    )  # fmt: skip
     if torch.is_grad_enabled() and (x.requires_grad or mu.requires_grad or rho.requires_grad):
         return _Sample.apply(*arguments)
     return _launch.sample(*arguments)
@@ -160,11 +173,12 @@ def tanh_gaussian_ascent_step_(
     """One step of gradient ascent on (mu, rho), in place, from the gradient of the loss at the samples (Eq. 10).
 
     It climbs ``grad_scale * L + entropy_weight * sum_s H_s``, where H_s is sample s's negative log density, summed
-    over the k samples. With ``g = grad_scale * d L / d x_adv`` (zero where x_adv was clamped) and c the weight of an
-    element's entropy::
+    over the k samples. With ``g = grad_scale * d L / d x_adv`` (zero where x_adv was clamped), c the weight of an
+    element's entropy and o the ``log_offset``::
 
-        d/dmu = sum_s epsilon (1 - t^2) g - 2 c t
-        d/drho = sigmoid(rho) (sum_s r (epsilon (1 - t^2) g - 2 c t) + k c / sigma)
+        d/du_s = epsilon (1 - t^2) g - 2 c t (1 - t^2) / (1 - t^2 + o)
+        d/dmu = sum_s d/du_s
+        d/drho = sigmoid(rho) (sum_s r d/du_s + k c / (sigma + o))
 
     Args:
         mu, rho: ``[B, ...]``, float32 or float64, contiguous or channels_last, both in the same layout; changed.
@@ -179,7 +193,7 @@ def tanh_gaussian_ascent_step_(
             and elements (the published code): c = lambda, or lambda / (B * D).
         update: ``"adam"``, Adam with betas (0, 0): p += step_size * g / (\\|g\\| + 1e-8); or ``"sign"``.
         grad_scale: multiplies ``grad_x_adv``, to undo a loss scale or turn a batch mean into a sum; finite.
-        log_offset: added inside the logarithms of the density. 0 is exact; the published code uses 1e-8.
+        log_offset: o >= 0, added inside the logarithms of the density. 0 is exact; the published code uses 1e-8.
         accumulated: ``(sum_mu, sum_rho)``, like mu: running sums of the gradients over steps, changed; the step
             follows them instead of the fresh gradient (the published code, which never zeroes its gradient).
 
@@ -224,7 +238,7 @@ def tanh_gaussian_ascent_step_and_sample_(
 
     Args:
         next_draw: the draw for the new samples; default ``draw + 1``.
-        density: whether to compute the new samples' negative log density.
+        density: whether to compute the new samples' negative log density, with the same ``log_offset``.
         out: a buffer for the new samples, ``[k, B, ...]`` with grad_x_adv's dtype and slabs in mu's layout; it must
             not share memory with any other argument. Default: a new tensor.
 

@@ -77,8 +77,16 @@ def normal(
     return _lanes_to_elements(lanes, like.shape).to(like.dtype)
 
 
-def _log_tanh_derivative(u: torch.Tensor) -> torch.Tensor:
-    """log(1 - tanh(u)^2) = 2 (log 2 - |u| - log1p(exp(-2|u|))), without cancellation."""
+def _tanh_derivative(u: torch.Tensor) -> torch.Tensor:
+    """1 - tanh(u)^2, without cancellation."""
+    decay = torch.exp(-2.0 * u.abs())
+    return 4.0 * decay / (1.0 + decay).square()
+
+
+def _log_tanh_derivative(u: torch.Tensor, offset: float) -> torch.Tensor:
+    """log(1 - tanh(u)^2 + offset); without offset 2 (log 2 - |u| - log1p(exp(-2|u|))), which does not saturate."""
+    if offset > 0:
+        return torch.log(_tanh_derivative(u) + offset)
     magnitude = u.abs()
     return 2.0 * (math.log(2.0) - magnitude - torch.log1p(torch.exp(-2.0 * magnitude)))
 
@@ -87,9 +95,16 @@ def _softplus(rho: torch.Tensor) -> torch.Tensor:
     return F.softplus(rho, threshold=40.0)  # the default threshold, 20, would show in float64
 
 
-def _log_softplus(rho: torch.Tensor) -> torch.Tensor:
-    """log(softplus(rho)), finite where softplus itself underflows."""
+def _log_softplus(rho: torch.Tensor, offset: float) -> torch.Tensor:
+    """log(softplus(rho) + offset); without offset, finite where softplus itself underflows."""
+    if offset > 0:
+        return torch.log(_softplus(rho) + offset)
     return torch.where(rho < -37.0, rho, torch.log(_softplus(rho.clamp(min=-40.0))))
+
+
+def _usable_offset(log_offset: float, dtype: torch.dtype) -> float:
+    """One below the smallest normal number counts as none, here and in the kernels."""
+    return log_offset if log_offset >= torch.finfo(dtype).tiny else 0.0
 
 
 def _clamp(v: torch.Tensor, lower: float, upper: float) -> torch.Tensor:
@@ -111,6 +126,7 @@ def tanh_gaussian_sample(
     first_example: int = 0,
     dtype: torch.dtype | None = None,
     density: bool = True,
+    log_offset: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Samples and their negative log density; differentiable in x, mu and rho by autograd."""
     r = normal(mu, noise, samples=samples, draw=draw, first_example=first_example)  # [k, B, ...]
@@ -119,11 +135,12 @@ def tanh_gaussian_sample(
     x_adv = _clamp(x + epsilon * torch.tanh(u), lower, upper).to(dtype or x.dtype)
     if not density:
         return x_adv, None
+    log_offset = _usable_offset(log_offset, mu.dtype)
     per_element = (
         0.5 * r.square()
         + 0.5 * math.log(2.0 * math.pi)
-        + _log_softplus(rho)
-        + _log_tanh_derivative(u)
+        + _log_softplus(rho, log_offset)
+        + _log_tanh_derivative(u, log_offset)
         + math.log(epsilon)
     )
     return x_adv, per_element.reshape(*per_element.shape[:2], -1).sum(2)
@@ -149,13 +166,12 @@ def parameter_gradient(
 
     ``entropy_weight`` multiplies each element's -log p: divide it by B * D for the published code's mean.
     """
-    samples = grad_x_adv.shape[0]
+    samples, log_offset = grad_x_adv.shape[0], _usable_offset(log_offset, mu.dtype)
     r = normal(mu, noise, samples=samples, draw=draw, first_example=first_example)
     sigma = _softplus(rho)
-    t = torch.tanh(mu + sigma * r)
+    u = mu + sigma * r
+    t, derivative = torch.tanh(u), _tanh_derivative(u)
     v = x + epsilon * t
-    decay = torch.exp(-2.0 * (mu + sigma * r).abs())
-    derivative = 4.0 * decay / (1.0 + decay).square()  # 1 - t^2
     passed = torch.where((v >= lower) & (v <= upper), grad_x_adv.to(mu.dtype) * grad_scale, 0.0)
     kept = derivative / (derivative + log_offset) if log_offset > 0 else 1.0
     d_u = epsilon * derivative * passed - 2.0 * entropy_weight * t * kept
@@ -202,12 +218,15 @@ def tanh_gaussian_ascent_step_and_sample_(
     next_draw: int | None = None,
     first_example: int = 0,
     density: bool = False,
+    log_offset: float = 0.0,
     out: torch.Tensor | None = None,
     **step_options,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The step, then the next samples in the dtype of ``grad_x_adv``."""
     shared = {"epsilon": epsilon, "lower": lower, "upper": upper, "first_example": first_example}
-    tanh_gaussian_ascent_step_(mu, rho, grad_x_adv, x, noise, draw=draw, **shared, **step_options)
+    tanh_gaussian_ascent_step_(
+        mu, rho, grad_x_adv, x, noise, draw=draw, log_offset=log_offset, **shared, **step_options
+    )
     with torch.no_grad():
         x_adv, neg_log_density = tanh_gaussian_sample(
             x, mu, rho, noise,
@@ -215,6 +234,7 @@ def tanh_gaussian_ascent_step_and_sample_(
             draw=draw + 1 if next_draw is None else next_draw,
             dtype=grad_x_adv.dtype,
             density=density,
+            log_offset=log_offset,
             **shared,
         )
         return (x_adv if out is None else out.copy_(x_adv)), neg_log_density

@@ -69,7 +69,7 @@ class Trainer:
             or ``"keep"`` for the mode each module is in. The maximizer has its own mode.
         outer_precision: of the pass that trains, generators included: ``"fp32"``; ``"bf16"``, by autocast, with the
             weights, their gradients and the optimizer in float32; or ``"auto"`` (default), bf16 where the maximizer's
-            gradients run in 16 bits and the device multiplies bf16 in hardware.
+            engine is to use 16 bits and the device multiplies bf16 in hardware.
 
     Raises:
         TypeError, ValueError: for a bad argument, by name.

@@ -243,7 +243,7 @@ class SampleBackward(_TanhGaussianCase):
     def ours(self) -> dict[str, torch.Tensor]:
         draw, ball = Draw(self.noise, 0, 0), Ball(**_BALL)
         _, grad_mu, grad_rho = _launch.sample_backward(
-            self.grad_x_adv, self.grad_density, self.x, self.mu, self.rho, draw, ball, (False, True, True)
+            self.grad_x_adv, self.grad_density, self.x, self.mu, self.rho, draw, ball, 0.0, (False, True, True)
         )
         return {"grad_mu": grad_mu, "grad_rho": grad_rho}
 

@@ -23,7 +23,7 @@ from adt_fast.experiment import TrainingRun
 
 from . import machine
 from .arguments import positive
-from .report import aligned
+from .report import aligned, spread
 
 ACCURACIES = ("natural", "PGD-20")
 
@@ -73,22 +73,17 @@ def table(runs: list[dict[str, Any]]) -> str:
         by_precision.setdefault(run["settings"]["precision"], {})[run["settings"]["seed"]] = run
     rows = [["precision", "seeds", *ACCURACIES, *(f"{name} - fp32's" for name in ACCURACIES), "s a run"]]
     for precision, by_seed in by_precision.items():
-        cells = [_spread([run[name] for run in by_seed.values()]) for name in ACCURACIES]
+        cells = [spread([run[name] for run in by_seed.values()]) for name in ACCURACIES]
         differences = [
             [run[name] - reference[seed][name] for seed, run in by_seed.items() if seed in reference]
             for name in ACCURACIES
             for reference in (by_precision.get("fp32", {}),)
         ]
         rows.append([
-            precision, str(len(by_seed)), *cells, *(_spread(values) if values else "-" for values in differences),
+            precision, str(len(by_seed)), *cells, *(spread(values) if values else "-" for values in differences),
             f"{statistics.median(run['seconds'] for run in by_seed.values()):.0f}",
         ])  # fmt: skip
     return aligned(rows)
-
-
-def _spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.2f} +- {100 * deviation:.2f}"
 
 
 def _settings(options: argparse.Namespace, precision: str, seed: int) -> dict[str, Any]:

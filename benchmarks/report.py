@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,18 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         "  ".join(align(cell, width) for align, cell, width in zip(aligns, row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is the header."""
+    header, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([header, "|" + "---|" * len(rows[0]), *body])
+
+
+def spread(shares: Sequence[float]) -> str:
+    """Mean and standard deviation of shares, in percent."""
+    deviation = statistics.stdev(shares) if len(shares) > 1 else 0.0
+    return f"{100 * statistics.mean(shares):.2f} +- {100 * deviation:.2f}"
 
 
 def require_matplotlib() -> None:

@@ -63,22 +63,24 @@ void check(int error) {
 #endif
 
 void tanh_gaussian_sample(const TargetTuple& target, int dtype, int storage, const ShapeTuple& shape,
-                          const BallTuple& ball, const NoiseTuple& noise, int64_t samples, Address x, Address mu,
-                          Address rho, Address x_adv, Address neg_log_density, Address partials) {
-  const adt::SampleArgs args{dtype_of(dtype), dtype_of(storage), shape_of(shape),          ball_of(ball),
-                             noise_of(noise), samples,           pointer(x),               pointer(mu),
-                             pointer(rho),    pointer(x_adv),    pointer(neg_log_density), pointer(partials)};
+                          const BallTuple& ball, const NoiseTuple& noise, int64_t samples, double log_offset,
+                          Address x, Address mu, Address rho, Address x_adv, Address neg_log_density,
+                          Address partials) {
+  const adt::SampleArgs args{
+      dtype_of(dtype), dtype_of(storage), shape_of(shape), ball_of(ball), noise_of(noise), samples,
+      log_offset,      pointer(x),        pointer(mu),     pointer(rho),  pointer(x_adv),  pointer(neg_log_density),
+      pointer(partials)};
   ADT_RUN(tanh_gaussian_sample, args, target);
 }
 
 void tanh_gaussian_sample_backward(const TargetTuple& target, int dtype, int storage, const ShapeTuple& shape,
-                                   const BallTuple& ball, const NoiseTuple& noise, int64_t samples, Address grad_x_adv,
-                                   Address grad_neg_log_density, Address x, Address mu, Address rho, Address grad_x,
-                                   Address grad_mu, Address grad_rho) {
+                                   const BallTuple& ball, const NoiseTuple& noise, int64_t samples, double log_offset,
+                                   Address grad_x_adv, Address grad_neg_log_density, Address x, Address mu, Address rho,
+                                   Address grad_x, Address grad_mu, Address grad_rho) {
   const adt::SampleBackwardArgs args{
-      dtype_of(dtype),     dtype_of(storage),             shape_of(shape), ball_of(ball), noise_of(noise), samples,
-      pointer(grad_x_adv), pointer(grad_neg_log_density), pointer(x),      pointer(mu),   pointer(rho),    pointer(grad_x),
-      pointer(grad_mu),    pointer(grad_rho)};
+      dtype_of(dtype), dtype_of(storage),   shape_of(shape),               ball_of(ball), noise_of(noise), samples,
+      log_offset,      pointer(grad_x_adv), pointer(grad_neg_log_density), pointer(x),    pointer(mu),     pointer(rho),
+      pointer(grad_x), pointer(grad_mu),    pointer(grad_rho)};
   ADT_RUN(tanh_gaussian_sample_backward, args, target);
 }
 

@@ -42,6 +42,7 @@ struct SampleArgs {
   Ball ball;
   Noise noise;
   int64_t samples;             // k
+  double log_offset;           // added inside the logarithms of the density; 0 is exact
   const void* x;               // T [B, C, P]
   const void* mu;              // T [B, C, P]
   const void* rho;             // T [B, C, P]
@@ -57,6 +58,7 @@ struct SampleBackwardArgs {
   Ball ball;
   Noise noise;
   int64_t samples;
+  double log_offset;
   const void* grad_x_adv;            // S [k, B, C, P]
   const void* grad_neg_log_density;  // T [k, B] or null
   const void* x;
@@ -81,7 +83,7 @@ struct AscentArgs {
   double step_size;
   double grad_scale;
   double entropy_weight;
-  double log_offset;         // added inside the logarithms of the density; 0 is exact
+  double log_offset;         // as in SampleArgs
   const void* grad_x_adv;    // S [k, B, C, P]: d L / d x_adv
   const void* x;             // T [B, C, P]
   void* mu;                  // T [B, C, P], updated

@@ -20,15 +20,21 @@ class Ball(NamedTuple):
 
 
 class TanhGaussian:
-    """k samples around a batch, ``[k, B, ...]``, with everything that the operators derive from them."""
+    """k samples around a batch, ``[k, B, ...]``, with everything that the operators derive from them.
 
-    def __init__(self, x: np.ndarray, mu: np.ndarray, rho: np.ndarray, r: np.ndarray, ball: Ball) -> None:
-        self.x, self.mu, self.r, self.ball = x, mu, r, ball
+    With ``log_offset`` o the density has log(sigma + o) and log(1 - tanh^2 + o), as the published code writes it.
+    """
+
+    def __init__(
+        self, x: np.ndarray, mu: np.ndarray, rho: np.ndarray, r: np.ndarray, ball: Ball, log_offset: float = 0.0
+    ) -> None:
+        self.x, self.mu, self.r, self.ball, self.log_offset = x, mu, r, ball, log_offset
         self.sigma, self.sigmoid = np.logaddexp(0, rho), np.exp(-np.logaddexp(0, -rho))
         u = mu + self.sigma * r
         log_cosh = np.logaddexp(u, -u) - np.log(u.dtype.type(2))
-        self.tanh, self.log_derivative = np.tanh(u), -2 * log_cosh  # of tanh: log(1 - tanh(u)^2)
-        self.derivative = np.exp(self.log_derivative)
+        self.tanh, self.derivative = np.tanh(u), np.exp(-2 * log_cosh)
+        self.log_sigma = np.log(self.sigma + log_offset)
+        self.log_derivative = np.log(self.derivative + log_offset) if log_offset else -2 * log_cosh
         self.unclamped = x + ball.epsilon * self.tanh
         self.passes = (ball.lower <= self.unclamped) & (self.unclamped <= ball.upper)
 
@@ -39,20 +45,17 @@ class TanhGaussian:
     def neg_log_density(self) -> np.ndarray:
         """-log p ``[k, B]``, Eq. 11, with all constants."""
         constants = np.log(8 * np.arctan(self.r.dtype.type(1))) / 2 + np.log(self.r.dtype.type(self.ball.epsilon))
-        return sum_per_row(self.r**2 / 2 + np.log(self.sigma) + self.log_derivative + constants)
+        return sum_per_row(self.r**2 / 2 + self.log_sigma + self.log_derivative + constants)
 
-    def gradients(
-        self, grad_x_adv: np.ndarray, grad_density: np.ndarray | float, log_offset: float = 0.0
-    ) -> dict[str, np.ndarray]:
+    def gradients(self, grad_x_adv: np.ndarray, grad_density: np.ndarray | float) -> dict[str, np.ndarray]:
         """Of sum(grad_x_adv x_adv) + sum(grad_density (-log p)) in x, mu, rho, by the chain rule.
 
-        grad_density is ``[k, B]``, or one number for all. With ``log_offset`` o the density has log(sigma + o) and
-        log(1 - tanh^2 + o), as the published code writes it.
+        grad_density is ``[k, B]``, or one number for all.
         """
         passed, weight = grad_x_adv * self.passes, per_row(grad_density, self.r)
         d_u = self.ball.epsilon * self.derivative * passed
-        d_u = d_u - 2 * weight * self.tanh * self.derivative / (self.derivative + log_offset)
-        d_sigma = d_u * self.r + weight / (self.sigma + log_offset)
+        d_u = d_u - 2 * weight * self.tanh * self.derivative / (self.derivative + self.log_offset)
+        d_sigma = d_u * self.r + weight / (self.sigma + self.log_offset)
         return {"x": passed.sum(0), "mu": d_u.sum(0), "rho": self.sigmoid * d_sigma.sum(0)}
 
     def magnitudes(
@@ -65,15 +68,17 @@ class TanhGaussian:
         """
         weight, passed = np.abs(per_row(grad_density, self.r)), np.abs(grad_x_adv) * self.passes
         u = np.abs(self.mu) + self.sigma * (1 + np.abs(self.r))  # 1: a small normal is still radius times cosine
-        d_u = self.ball.epsilon * self.derivative * passed * (1 + 2 * u) + 2 * weight * (1 + self.derivative * u)
-        density = self.r**2 + np.abs(np.log(self.sigma)) - self.log_derivative + 2 * u + 1
+        kept = self.derivative / (self.derivative + self.log_offset)  # of the density's gradient
+        entropy = 2 * weight * kept * (1 + self.derivative * u + (1 - kept) * 2 * u)
+        d_u = self.ball.epsilon * self.derivative * passed * (1 + 2 * u) + entropy
+        density = self.r**2 + np.abs(self.log_sigma) + np.abs(self.log_derivative) + 2 * kept * u + 1
         density = density + abs(np.log(self.ball.epsilon))
         return {
             "x_adv": np.abs(self.x) + self.ball.epsilon * (1 + self.derivative * u),
             "neg_log_density": np.maximum(np.sqrt(sum_per_row(density**2)), np.abs(self.neg_log_density())),
             "x": passed.sum(0),
             "mu": d_u.sum(0),
-            "rho": self.sigmoid * (d_u * (1 + np.abs(self.r)) + weight / self.sigma).sum(0),
+            "rho": self.sigmoid * (d_u * (1 + np.abs(self.r)) + weight / (self.sigma + self.log_offset)).sum(0),
         }
 
     def clamp_is_undecided(self, ulp: float) -> np.ndarray:

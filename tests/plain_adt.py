@@ -61,13 +61,14 @@ def recipe_inner(model, x, y, normals, recipe, *, epsilon, step_size, entropy_we
     """The inner loop of any ExpRecipe, option by option; losses_of(logits, y) is one loss per example."""
     model.eval()
     mu = torch.zeros_like(x, requires_grad=True)
-    rho = torch.full_like(x, recipe.rho_init).requires_grad_()
+    rho = torch.full_like(x, recipe.rho_init)  # or, with a free sigma, sigma itself
+    rho = (F.softplus(rho) if recipe.sigma == "free" else rho).requires_grad_()
     adam = torch.optim.Adam([mu, rho], lr=step_size, betas=(0.0, 0.0), maximize=True)
     for step_normals in normals:
         if not recipe.accumulate:
             adam.zero_grad()
         for r in step_normals:
-            sigma = F.softplus(rho)
+            sigma = rho if recipe.sigma == "free" else F.softplus(rho)
             t = torch.tanh(mu + r * sigma)
             neg_log_p = r**2 / 2 + (sigma + recipe.log_offset).log() + (1 - t**2 + recipe.log_offset).log()
             x_adv = x + epsilon * t
@@ -86,5 +87,9 @@ def recipe_inner(model, x, y, normals, recipe, *, epsilon, step_size, entropy_we
             with torch.no_grad():
                 for parameter in (mu, rho):
                     parameter += step_size * parameter.grad.sign()
+        if recipe.sigma == "free":
+            with torch.no_grad():
+                rho.copy_(rho.abs().clamp(min=1e-6))
     model.zero_grad()
-    return mu.detach(), rho.detach()
+    rho = rho.detach()
+    return mu.detach(), (rho.expm1().log() if recipe.sigma == "free" else rho)

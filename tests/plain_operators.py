@@ -18,7 +18,7 @@ def sample(
     t = torch.tanh(u)
     x_adv = (x + ball.epsilon * t).clamp(ball.lower, ball.upper)
     if log_offset > 0:
-        log_derivative = torch.log(1 - t**2 + log_offset)
+        log_derivative = torch.log(4 * torch.sigmoid(2 * u) * torch.sigmoid(-2 * u) + log_offset)
     else:
         log_derivative = 2 * (math.log(2) - u - F.softplus(-2 * u))
     constants = math.log(2 * math.pi) / 2 + math.log(ball.epsilon)

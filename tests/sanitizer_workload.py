@@ -52,8 +52,10 @@ def run_all(shape: tuple[int, ...], arrange, compute: torch.dtype, storage: torc
     noise, options = stream.state, dict(epsilon=0.1, draw=1, first_example=2**32 - 10)
     ops.normal(new(), noise, samples=k, draw=1)
     leaves = [new().requires_grad_() for _ in range(3)]
-    for density in (True, False):
-        outputs = ops.tanh_gaussian_sample(*leaves, noise, samples=k, dtype=storage, density=density, **options)
+    for density, log_offset in ((True, 0.0), (True, 1e-8), (False, 0.0)):
+        outputs = ops.tanh_gaussian_sample(
+            *leaves, noise, samples=k, dtype=storage, density=density, log_offset=log_offset, **options
+        )
         torch.autograd.grad(sum(output.sum() for output in outputs if output is not None), leaves)
     for update, sums in itertools.product(("adam", "sign"), ((new(), new()), None)):
         step = dict(step_size=0.3, update=update, accumulated=sums, entropy_weight=0.01, log_offset=1e-8, **options)

@@ -53,7 +53,7 @@ def step_arguments(**more: Any) -> dict[str, Any]:
 GOOD_CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "tanh_gaussian_sample": lambda: dict(
         x=batch(), mu=batch(), rho=batch(), noise=noise(), samples=SAMPLES, **BALL, draw=1, first_example=2,
-        dtype=torch.float32,
+        dtype=torch.float32, log_offset=1e-8,
     ),
     "tanh_gaussian_ascent_step_": ascent_arguments,
     "tanh_gaussian_ascent_step_and_sample_": lambda: ascent_arguments() | dict(next_draw=2, out=samples_of_batch()),

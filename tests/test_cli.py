@@ -199,7 +199,8 @@ def test_help_tells_the_defaults(capsys):
     assert cli.main(["train", "--help"]) == 0
     output = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "0.15 for digits; 0.03137 for cifar10, cifar100; 0.01569 for svhn" in output
-    assert "adt-exp|at-pgd|standard" in output
+    assert "standard|at-fgsm|at-pgd|alp" in output
+    assert "(default: 7 for at-pgd, alp, adt-exp, adt-exp-trades; 1 for feascatter; 10 for trades)" in output
 
 
 def test_as_a_process(tmp_path):

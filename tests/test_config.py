@@ -37,10 +37,15 @@ def test_defaults_follow_the_data_set():
 def test_defaults_follow_the_method():
     adt = TrainConfig(device="cpu", samples=2).resolved()
     assert adt.method_options() == {
-        "recipe": "published", "steps": 7, "samples": 2, "step_size": 0.3, "entropy_weight": 0.01
+        "recipe": "published", "steps": 7, "samples": 2, "step_size": 0.3, "entropy_weight": 0.01,
+        "label_smoothing": 0.0,
     }  # fmt: skip
-    assert TrainConfig(device="cpu", method="at-pgd").resolved().method_options() == {"steps": 7}
-    assert TrainConfig(device="cpu", method="standard").resolved().method_options() == {}
+    assert TrainConfig(device="cpu", method="at-pgd").resolved().method_options() == {
+        "steps": 7, "random_start": True, "label_smoothing": 0.0
+    }  # fmt: skip
+    assert TrainConfig(device="cpu", method="standard").resolved().method_options() == {"label_smoothing": 0.0}
+    assert TrainConfig(device="cpu", method="l2l").resolved().generator_width == 64
+    assert TrainConfig(device="cpu", method="l2l", dataset="svhn").resolved().generator_width == 256
 
 
 def test_nothing_else_changes():
@@ -56,7 +61,7 @@ def test_nothing_else_changes():
     [
         ({"method": "adt-epx"}, "did you mean 'adt-exp'"),
         ({"dataset": "cifar"}, "did you mean 'cifar10'"),
-        ({"method": "standard", "samples": 3}, "samples is no option of method 'standard', which has no options"),
+        ({"method": "standard", "samples": 3}, "samples is no option of method 'standard', which has label_smoothing"),
         ({"method": "at-pgd", "recipe": "paper"}, "recipe is no option of method 'at-pgd', which has steps, step_size"),
         ({"epochs": 0}, "epochs"),
         ({"batch_size": -1}, "batch_size"),

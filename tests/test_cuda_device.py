@@ -52,10 +52,14 @@ def run_all(tensors: Tensors, storage: torch.dtype) -> Tensors:
     noise = NoiseStream(3, tensors["x"].device, offset=2**33).state
     x, mu, rho = (tensors[name].requires_grad_() for name in ("x", "mu", "rho"))
     out: Tensors = {}
-    x_adv, density = ops.tanh_gaussian_sample(x, mu, rho, noise, samples=SAMPLES, epsilon=EPSILON, dtype=storage)
-    objective = (x_adv.to(x.dtype) * tensors["samples_grad"].to(x.dtype)).sum() + 0.1 * density.sum()
-    out |= dict(zip(("grad x", "grad mu", "grad rho"), torch.autograd.grad(objective, (x, mu, rho))))
-    out |= {"x_adv": x_adv.detach(), "density": density.detach()}
+    for log_offset, suffix in ((0.0, ""), (1e-8, " with offset")):
+        x_adv, density = ops.tanh_gaussian_sample(
+            x, mu, rho, noise, samples=SAMPLES, epsilon=EPSILON, dtype=storage, log_offset=log_offset
+        )
+        objective = (x_adv.to(x.dtype) * tensors["samples_grad"].to(x.dtype)).sum() + 0.1 * density.sum()
+        names = (name + suffix for name in ("grad x", "grad mu", "grad rho"))
+        out |= dict(zip(names, torch.autograd.grad(objective, (x, mu, rho))))
+        out |= {f"x_adv{suffix}": x_adv.detach(), f"density{suffix}": density.detach()}
     x, mu, rho = (tensor.detach() for tensor in (x, mu, rho))
     stepped_mu, stepped_rho = copy_of(mu), copy_of(rho)
     out["next x_adv"], out["next density"] = ops.tanh_gaussian_ascent_step_and_sample_(

@@ -39,15 +39,15 @@ def fresh_compiler() -> None:
 # ---- opcheck -------------------------------------------------------------------------------------------------------
 
 
-def sample_arguments(device, arrange, density=True, dtype=torch.float32, grad=True):
+def sample_arguments(device, arrange, density=True, dtype=torch.float32, log_offset=0.0, grad=True):
     inputs = [tensor(device, seed=i, arrange=arrange).requires_grad_(grad) for i in range(3)]
-    return (*inputs, noise(device), SAMPLES, *BALL_VALUES, 1, 3, dtype, density)
+    return (*inputs, noise(device), SAMPLES, *BALL_VALUES, 1, 3, dtype, density, log_offset)
 
 
-def sample_backward_arguments(device, arrange, density=True):
+def sample_backward_arguments(device, arrange, density=True, log_offset=0.0):
     inputs = [tensor(device, seed=i, arrange=arrange) for i in range(3)]
     grad_density = tensor(device, (SAMPLES, SHAPE[0])) if density else None
-    return (tensor(device, (SAMPLES, *SHAPE)), grad_density, *inputs, noise(device), *BALL_VALUES, 1, 3)
+    return (tensor(device, (SAMPLES, *SHAPE)), grad_density, *inputs, noise(device), *BALL_VALUES, 1, 3, log_offset)
 
 
 def ascent_arguments(device, arrange, accumulated=True, and_sample=False, density=True):
@@ -85,11 +85,13 @@ OPCHECKS = {
         sample_arguments,
         lambda device, arrange: sample_arguments(device, arrange, density=False),
         lambda device, arrange: sample_arguments(device, arrange, dtype=torch.bfloat16),
+        lambda device, arrange: sample_arguments(device, arrange, log_offset=1e-8),
         lambda device, arrange: sample_arguments(device, arrange, grad=False),
     ],
     "tanh_gaussian_sample_backward": [
         sample_backward_arguments,
         lambda device, arrange: sample_backward_arguments(device, arrange, density=False),
+        lambda device, arrange: sample_backward_arguments(device, arrange, log_offset=1e-8),
     ],
     "tanh_gaussian_ascent_step": [
         ascent_arguments,
@@ -141,6 +143,10 @@ def sample(x, mu, rho, noise, grad, out):
     return ops.tanh_gaussian_sample(x, mu, rho, noise, samples=SAMPLES, **BALL, draw=1, first_example=7)
 
 
+def sample_with_offset(x, mu, rho, noise, grad, out):
+    return ops.tanh_gaussian_sample(x, mu, rho, noise, samples=SAMPLES, **BALL, log_offset=0.1)
+
+
 def sample_without_density(x, mu, rho, noise, grad, out):
     x_adv, density = ops.tanh_gaussian_sample(
         x, mu, rho, noise, samples=SAMPLES, **BALL, density=False, dtype=torch.bfloat16
@@ -167,7 +173,7 @@ def ascent_step_with_sums(x, mu, rho, noise, grad, out):
 
 def ascent_step_and_sample(x, mu, rho, noise, grad, out):
     return ops.tanh_gaussian_ascent_step_and_sample_(
-        mu, rho, grad, x, noise, **BALL, step_size=0.3, next_draw=4, density=True
+        mu, rho, grad, x, noise, **BALL, step_size=0.3, log_offset=0.1, next_draw=4, density=True
     )
 
 
@@ -204,9 +210,9 @@ def affine_relu(x, mu, rho, noise, grad, out):
 
 
 FUNCTIONS = (
-    sample, sample_without_density, ascent_step, ascent_step_with_sums, ascent_step_and_sample,
-    ascent_step_and_sample_into_out, linf_step, l2_step, momentum_linf_step, uniform_start, normal,
-    affine_relu,
+    sample, sample_with_offset, sample_without_density, ascent_step, ascent_step_with_sums,
+    ascent_step_and_sample, ascent_step_and_sample_into_out, linf_step, l2_step, momentum_linf_step, uniform_start,
+    normal, affine_relu,
 )  # fmt: skip
 
 
@@ -255,6 +261,7 @@ def test_compiled_for_every_batch_size_at_once(function: Callable, device: torch
     assert counts[0] > 0 and counts[1:] == counts[:1] * 2, "another batch size was compiled again"
 
 
+@pytest.mark.parametrize("log_offset", [0.0, 0.1], ids="offset {:g}".format)
 @pytest.mark.parametrize(
     ("arrange", "dtype", "backend"),
     [
@@ -267,10 +274,12 @@ def test_compiled_for_every_batch_size_at_once(function: Callable, device: torch
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_compiled_backward_equals_eager(
-    arrange: Callable, dtype: torch.dtype, backend: str, device: torch.device
+    arrange: Callable, dtype: torch.dtype, backend: str, log_offset: float, device: torch.device
 ) -> None:
     def loss(x, mu, rho, noise):
-        x_adv, density = ops.tanh_gaussian_sample(x, mu, rho, noise, samples=SAMPLES, **BALL, dtype=dtype)
+        x_adv, density = ops.tanh_gaussian_sample(
+            x, mu, rho, noise, samples=SAMPLES, **BALL, dtype=dtype, log_offset=log_offset
+        )
         return (x_adv.float() * torch.arange(x_adv.numel(), device=device).view_as(x_adv)).sum() + density.sum()
 
     gradients = []

@@ -25,6 +25,7 @@ OPTIONS = {
     "log_offset": (1e-8, 0.0),
     "accumulate": (True, False),
     "rho_init": (0.0, -5.0),
+    "sigma": ("softplus", "free"),
     "update": ("adam", "sign"),
     "clamp": (True, False),
 }
@@ -178,6 +179,7 @@ def test_no_steps_sample_the_initial_distribution():
         ({"entropy_reduction": "max"}, "entropy_reduction"),
         ({"log_offset": -1.0}, "log_offset"),
         ({"rho_init": float("nan")}, "rho_init"),
+        ({"sigma": "exp"}, "sigma"),
         ({"update": "sgd"}, "update"),
         ({"outer_samples": 0}, "outer_samples"),
     ],

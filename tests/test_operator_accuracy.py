@@ -103,12 +103,14 @@ class Case:
     dtypes: Dtypes
     samples: int
     ball: Ball
+    log_offset: float = 0.0
 
     def __str__(self) -> str:
         compute, storage = (str(dtype).removeprefix("torch.") for dtype in self.dtypes)
         dtypes = compute if compute == storage else f"{compute}/{storage}"
         bounds = f"{self.ball.epsilon:.2g} in [{self.ball.lower:g},{self.ball.upper:g}]"
-        return f"{'x'.join(map(str, self.shape))} {self.layout} {dtypes} k={self.samples} {bounds}"
+        offset = f" offset {self.log_offset:g}" if self.log_offset else ""
+        return f"{'x'.join(map(str, self.shape))} {self.layout} {dtypes} k={self.samples} {bounds}{offset}"
 
     @property
     def seed(self) -> int:
@@ -162,13 +164,17 @@ def points(*shapes: tuple[int, ...]) -> Iterator[tuple]:
 
 
 def sampler_cases() -> list[Case]:
-    """Every k in float32, one of them in the other dtypes."""
+    """Every k in float32, one of them in the other dtypes; each point once more with an offset."""
     choose = Random(1)
     cases = []
     for point in points(*SHAPES):
         ks = SAMPLES if point[-1] == DTYPES[0] else [choose.choice(SAMPLES)]
         cases += [Case(*point, k, choose.choice(BALLS)) for k in ks]
-    return cases + [Case(*point, 5, choose.choice(BALLS)) for point in points(LARGE)]
+    cases += [Case(*point, 5, choose.choice(BALLS)) for point in points(LARGE)]
+    return cases + [
+        Case(*point, choose.choice(SAMPLES), choose.choice(BALLS), choose.choice((1e-8, 1e-2)))
+        for point in points(*SHAPES, LARGE)
+    ]
 
 
 def batch_cases() -> list[Case]:
@@ -177,21 +183,20 @@ def batch_cases() -> list[Case]:
     return [Case(*point, 1, choose.choice(BALLS)) for point in points(*SHAPES, LARGE)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AscentCase(Case):
     """One point of the ascent step's grid."""
 
     update: str
     entropy_weight: float
     entropy_reduction: str
-    log_offset: float
     grad_scale: float
     accumulated: bool
 
     def __str__(self) -> str:
         entropy = f"{self.entropy_reduction} {self.entropy_weight:g}"
         return (
-            f"{super().__str__()} {self.update} {entropy} offset {self.log_offset:g} scale {self.grad_scale:g}"
+            f"{super().__str__()} {self.update} {entropy} scale {self.grad_scale:g}"
             f"{' accumulated' if self.accumulated else ''}"
         )
 
@@ -252,7 +257,7 @@ class SamplerArguments:
         self.noise = case.noise(device)
         self.options = dict(
             **case.ball._asdict(), samples=case.samples, draw=DRAW, first_example=FIRST_EXAMPLE,
-            dtype=case.dtypes.storage,
+            dtype=case.dtypes.storage, log_offset=case.log_offset,
         )  # fmt: skip
 
 
@@ -269,8 +274,9 @@ def check_draw(
     """That (x_adv, -log p) are right for inputs (x, mu, rho)."""
     assert drawn[0].dtype == case.dtypes.storage and drawn[1].dtype == case.dtypes.compute
     r = case.normals(draw)
-    expected = TanhGaussian(*map(as_real, inputs), r, case.ball)
-    eager, magnitudes = plain.sample(*inputs, case.as_tensor(r, inputs[0].device), case.ball), expected.magnitudes()
+    expected = TanhGaussian(*map(as_real, inputs), r, case.ball, case.log_offset)
+    eager = plain.sample(*inputs, case.as_tensor(r, inputs[0].device), case.ball, case.log_offset)
+    magnitudes = expected.magnitudes()
     for i, name in enumerate(("x_adv", "neg_log_density")):
         assert_as_accurate_as_plain(
             name, drawn[i], eager[i].to(drawn[i].dtype), getattr(expected, name)(), case.dtypes.compute,
@@ -290,9 +296,10 @@ def test_sample_backward(case: Case, device: torch.device) -> None:
     gradients = dict(zip(("x", "mu", "rho"), torch.autograd.grad(outputs, inputs, (grad_x_adv, grad_density))))
 
     r = case.normals(DRAW)
-    draw, upstream = TanhGaussian(*map(as_real, arguments.tensors), r, case.ball), (grad_x_adv, grad_density)
+    draw = TanhGaussian(*map(as_real, arguments.tensors), r, case.ball, case.log_offset)
+    upstream = grad_x_adv, grad_density
     expected, magnitudes = draw.gradients(*map(as_real, upstream)), draw.magnitudes(*map(as_real, upstream))
-    eager = plain.sample_gradients(*arguments.tensors, case.as_tensor(r, device), case.ball, *upstream)
+    eager = plain.sample_gradients(*arguments.tensors, case.as_tensor(r, device), case.ball, *upstream, case.log_offset)
     undecided = draw.clamp_is_undecided(case.ulp)
     for name, gradient in gradients.items():
         assert_as_accurate_as_plain(
@@ -346,8 +353,8 @@ class AscentRun:
         weights = torch.full((case.samples, case.shape[0]), weight, dtype=compute, device=self.mu.device)
         before, grad = tuple(map(as_real, self.before)), as_real(self.grad) * case.grad_scale
         r = case.normals(DRAW)
-        draw = TanhGaussian(*before, r, case.ball)
-        expected, magnitudes = draw.gradients(grad, weight, case.log_offset), draw.magnitudes(grad, weight)
+        draw = TanhGaussian(*before, r, case.ball, case.log_offset)
+        expected, magnitudes = draw.gradients(grad, weight), draw.magnitudes(grad, weight)
         undecided = draw.clamp_is_undecided(case.ulp)
         eager = plain.sample_gradients(
             *self.before, case.as_tensor(r, self.mu.device), case.ball, self.grad.to(compute) * case.grad_scale,

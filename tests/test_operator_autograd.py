@@ -53,15 +53,17 @@ def stream(device: torch.device) -> NoiseStream:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("log_offset", [0.0, 0.1], ids="offset {:g}".format)
 @pytest.mark.parametrize("output", ["x_adv", "neg_log_density", "both"])
-def test_gradcheck(output: str, layout: str, device: torch.device) -> None:
+def test_gradcheck(output: str, log_offset: float, layout: str, device: torch.device) -> None:
     shape, arrange = LAYOUTS[layout]
     noise = stream(device).state
 
     def sample(x, mu, rho):
         drawn = ops.tanh_gaussian_sample(
-            x, mu, rho, noise, samples=3, epsilon=0.3, draw=2, first_example=7, density=output != "x_adv"
-        )
+            x, mu, rho, noise, samples=3, epsilon=0.3, draw=2, first_example=7, density=output != "x_adv",
+            log_offset=log_offset,
+        )  # fmt: skip
         return {"x_adv": drawn[:1], "neg_log_density": drawn[1:], "both": drawn}[output]
 
     assert torch.autograd.gradcheck(sample, parameters(shape, arrange, device))

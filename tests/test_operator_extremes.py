@@ -42,15 +42,21 @@ def noise(device: torch.device, seed: int = 3) -> torch.Tensor:
     return NoiseStream(seed, device).state
 
 
+offsets = pytest.mark.parametrize("log_offset", [0.0, 1e-8, 1e-2], ids="offset {:g}".format)
+
+
 @dtypes
+@offsets
 @pytest.mark.parametrize("ball", [EVERYWHERE, Ball(8 / 255), Ball(3.0)], ids=str)
-def test_sampling_is_right_at_the_extremes(backend, ball: Ball, dtype: torch.dtype, device: torch.device) -> None:
+def test_sampling_is_right_at_the_extremes(
+    backend, ball: Ball, log_offset: float, dtype: torch.dtype, device: torch.device
+) -> None:
     inputs = extreme_parameters(dtype, device)
     k, shape = 4, tuple(inputs[0].shape)
     r = independent_noise.normals(shape, seed=3, samples=k)
-    drawn = ops.tanh_gaussian_sample(*inputs, noise(device), samples=k, **ball._asdict())
-    eager = plain.sample(*inputs, torch.from_numpy(r.astype(np.float64)).to(device, dtype), ball)
-    expected = TanhGaussian(*map(as_real, inputs), r, ball)
+    drawn = ops.tanh_gaussian_sample(*inputs, noise(device), samples=k, log_offset=log_offset, **ball._asdict())
+    eager = plain.sample(*inputs, torch.from_numpy(r.astype(np.float64)).to(device, dtype), ball, log_offset)
+    expected = TanhGaussian(*map(as_real, inputs), r, ball, log_offset)
     for i, name in enumerate(("x_adv", "neg_log_density")):
         for row in range(shape[0]):  # each row has a scale of its own
             assert_as_accurate_as_plain(
@@ -60,8 +66,11 @@ def test_sampling_is_right_at_the_extremes(backend, ball: Ball, dtype: torch.dty
 
 
 @dtypes
+@offsets
 @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e15], ids="gradient {:.0e}".format)
-def test_gradients_are_right_at_the_extremes(backend, scale: float, dtype: torch.dtype, device: torch.device) -> None:
+def test_gradients_are_right_at_the_extremes(
+    backend, scale: float, log_offset: float, dtype: torch.dtype, device: torch.device
+) -> None:
     x, mu, rho = (tensor.requires_grad_() for tensor in extreme_parameters(dtype, device))
     k, shape = 4, tuple(x.shape)
     r = independent_noise.normals(shape, seed=3, samples=k)
@@ -69,11 +78,12 @@ def test_gradients_are_right_at_the_extremes(backend, scale: float, dtype: torch
         scale * torch.linspace(-1, 1, k * x.numel(), dtype=dtype, device=device).view(k, *shape),
         scale * torch.linspace(1, 2, k * shape[0], dtype=dtype, device=device).view(k, shape[0]),
     )
-    outputs = ops.tanh_gaussian_sample(x, mu, rho, noise(device), samples=k, **EVERYWHERE._asdict())
+    options = dict(samples=k, log_offset=log_offset, **EVERYWHERE._asdict())
+    outputs = ops.tanh_gaussian_sample(x, mu, rho, noise(device), **options)
     gradients = dict(zip(("x", "mu", "rho"), torch.autograd.grad(outputs, (x, mu, rho), upstream)))
-    draw = TanhGaussian(*map(as_real, (x, mu, rho)), r, EVERYWHERE)
+    draw = TanhGaussian(*map(as_real, (x, mu, rho)), r, EVERYWHERE, log_offset)
     eager = plain.sample_gradients(
-        x, mu, rho, torch.from_numpy(r.astype(np.float64)).to(device, dtype), EVERYWHERE, *upstream
+        x, mu, rho, torch.from_numpy(r.astype(np.float64)).to(device, dtype), EVERYWHERE, *upstream, log_offset
     )
     expected, magnitudes = draw.gradients(*map(as_real, upstream)), draw.magnitudes(*map(as_real, upstream))
     for name, gradient in gradients.items():
@@ -85,15 +95,52 @@ def test_gradients_are_right_at_the_extremes(backend, scale: float, dtype: torch
 
 
 @dtypes
+def test_an_offset_keeps_saturated_elements_from_counting(backend, dtype: torch.dtype, device: torch.device) -> None:
+    """At u = +-12 and sigma = 9e-27 the published 1e-8 drowns both 1 - tanh(u)^2 = 1.5e-10 and sigma.
+
+    So the density's gradient all but vanishes, where without offset it is -2 tanh(u) and 1; x_adv is the same.
+    """
+    mu = torch.tensor([[12.0, -12.0]], dtype=dtype, device=device).repeat(3, 20)
+    x, mu, rho = (tensor.requires_grad_() for tensor in (torch.full_like(mu, 0.5), mu, torch.full_like(mu, -60.0)))
+    x_advs, x_adv_gradients = [], []
+    for log_offset in (0.0, 1e-8):
+        x_adv, density = ops.tanh_gaussian_sample(x, mu, rho, noise(device), epsilon=0.1, log_offset=log_offset)
+        d_mu, d_rho = torch.autograd.grad(density.sum(), (mu, rho), retain_graph=True)
+        derivative, sigma = math.cosh(12) ** -2, math.exp(-60)
+        expected_mu = -2 * mu.sign() * math.tanh(12) * derivative / (derivative + log_offset)
+        expected_rho = torch.full_like(rho, sigma / (sigma + log_offset))
+        tolerance = 50 * torch.finfo(dtype).eps  # exp(-24) magnifies the rounding of its exponent 24 times
+        torch.testing.assert_close(d_mu, expected_mu, rtol=tolerance, atol=0)
+        torch.testing.assert_close(d_rho, expected_rho, rtol=2 * tolerance, atol=1e-24)  # r d/du is part of it
+        x_advs.append(x_adv)
+        x_adv_gradients.append(torch.autograd.grad(x_adv.sum(), (x, mu, rho)))
+    assert torch.equal(*x_advs)
+    assert all(torch.equal(*pair) for pair in zip(*x_adv_gradients))
+
+
+@dtypes
+def test_an_offset_too_small_to_be_a_number_counts_as_none(backend, dtype: torch.dtype, device: torch.device) -> None:
+    """Where it, and 1 - tanh(u)^2 and sigma beside it, would underflow."""
+    results = []
+    for log_offset in (0.0, 5e-324):
+        x, mu, rho = (tensor.requires_grad_() for tensor in extreme_parameters(dtype, device))
+        outputs = ops.tanh_gaussian_sample(x, mu, rho, noise(device), log_offset=log_offset, **EVERYWHERE._asdict())
+        results.append((*outputs, *torch.autograd.grad(sum(output.sum() for output in outputs), (x, mu, rho))))
+    assert all(torch.equal(*pair) for pair in zip(*results))
+
+
+@dtypes
 def test_ascent_is_finite_at_the_extremes(backend, dtype: torch.dtype, device: torch.device) -> None:
     """Adam moves by at most the step size, wherever it stands; a zero gradient does not move it."""
-    for grad_scale, entropy_weight in itertools.product((0.0, 1e-30, 1e30), (0.0, 0.01)):
+    for grad_scale, entropy_weight, log_offset in itertools.product(
+        (0.0, 1e-30, 1e30), (0.0, 0.01), (0.0, 5e-324, 1e-8)
+    ):
         x, mu, rho = extreme_parameters(dtype, device)
         before = mu.clone(), rho.clone()
         grad = torch.ones(3, *x.shape, dtype=dtype, device=device)
         ops.tanh_gaussian_ascent_step_(
             mu, rho, grad, x, noise(device), step_size=0.3, entropy_weight=entropy_weight, grad_scale=grad_scale,
-            **EVERYWHERE._asdict(),
+            log_offset=log_offset, **EVERYWHERE._asdict(),
         )  # fmt: skip
         for after, old in zip((mu, rho), before):
             assert torch.isfinite(after).all()

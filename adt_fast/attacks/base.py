@@ -53,7 +53,7 @@ class Attack(ABC):
         if noise is not None and not isinstance(noise, NoiseStream):
             raise TypeError(f"noise must be a NoiseStream or None, got {type(noise).__name__}")
         self.input_gradient = InputGradient(
-            model, loss=loss, model_mode=model_mode, options=engine, check_finite=check_finite
+            model, loss=loss, model_mode=model_mode, options=engine, radius=epsilon, check_finite=check_finite
         )
         self.epsilon = float(epsilon)
         self.lower = float(lower)

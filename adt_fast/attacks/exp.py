@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
@@ -13,6 +14,7 @@ from .._checks import check_finite, check_int, check_samples
 from .._layout import preferred_layout, samples_with_layout, with_layout
 from ..input_gradient import GradientSession
 from .base import Attack, repeated
+from .free_sigma import ascent_step_on_sigma_, rho_of
 from .pgd import check_step_size
 from .recipes import ExpRecipe, RecipeName, exp_recipe
 
@@ -91,8 +93,20 @@ class EXP(Attack):
     def _ascend(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``steps`` ascent steps from the start, and samples of the distribution they end at: (mu, rho, x_adv)."""
         x = with_layout(images, gradient.layout(images))
-        noise = self.noise.state
         mu, rho = torch.zeros_like(x), torch.full_like(x, self.recipe.rho_init)
+        if self.recipe.sigma == "free":
+            rho = self._climb_sigma(gradient, x, labels, mu, F.softplus(rho))
+        else:
+            self._climb_rho(gradient, x, labels, mu, rho)
+        x_adv, _ = ops.tanh_gaussian_sample(
+            x, mu, rho, self.noise.state, samples=self.recipe.outer_samples, draw=self.steps, density=False,
+            **self._sampling_ball,
+        )  # fmt: skip
+        return mu, rho, x_adv
+
+    def _climb_rho(self, gradient: GradientSession, x: Tensor, labels: Tensor, mu: Tensor, rho: Tensor) -> None:
+        """The steps, on (mu, rho) in place; each draws the samples of the next in the same kernel."""
+        noise = self.noise.state
         if self.steps > 0:
             options = self._ascent_options(mu, rho)
             targets = repeated(self.targets(gradient, x, labels), self.samples)  # [k * B, ...]
@@ -107,10 +121,22 @@ class EXP(Attack):
                 ops.tanh_gaussian_ascent_step_and_sample_(mu, rho, grad, x, noise, draw=step, out=x_adv, **options)
             else:
                 ops.tanh_gaussian_ascent_step_(mu, rho, grad, x, noise, draw=step, **options)
-        x_adv, _ = ops.tanh_gaussian_sample(
-            x, mu, rho, noise, samples=self.recipe.outer_samples, draw=self.steps, density=False, **self._sampling_ball
-        )
-        return mu, rho, x_adv
+
+    def _climb_sigma(
+        self, gradient: GradientSession, x: Tensor, labels: Tensor, mu: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """The steps, on (mu, sigma) in place; the rho they end at."""
+        noise, options = self.noise.state, self._ascent_options(mu, sigma)
+        targets = repeated(self.targets(gradient, x, labels), self.samples)  # [k * B, ...]
+        for step in range(self.steps):
+            x_adv, _ = ops.tanh_gaussian_sample(
+                x, mu, rho_of(sigma), noise, samples=self.samples, draw=step, dtype=gradient.dtype, density=False,
+                **self._sampling_ball,
+            )  # fmt: skip
+            result = gradient(x_adv.flatten(0, 1), targets)
+            options["grad_scale"] = self._objective_scale(len(x)) / result.loss_scale
+            ascent_step_on_sigma_(mu, sigma, result.grad.view_as(x_adv), x, noise, draw=step, **options)
+        return rho_of(sigma)
 
     def _objective_scale(self, batch: int) -> float:
         """What the recipe's objective is of the sum of all k * B losses."""

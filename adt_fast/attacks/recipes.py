@@ -12,6 +12,7 @@ from .._suggest import unknown_name_message
 EntropyReduction = Literal["mean", "sum"]
 Objective = Literal["sum_of_batch_means", "mean_per_example"]
 Update = Literal["adam", "sign"]
+Sigma = Literal["softplus", "free"]
 RecipeName = str
 """``"published"`` or ``"paper"``, and single options changed: ``"published,accumulate=false,rho_init=-5"``."""
 GradientScale = Literal["per_example", "batch_mean", "max_abs"]
@@ -25,9 +26,8 @@ class ExpRecipe:
     """How :class:`EXP` reads the parts that the paper leaves open or that its published code does otherwise.
 
     :data:`PUBLISHED` and :data:`PAPER` are the two whole readings; ``dataclasses.replace`` or :func:`exp_recipe`
-    change single options. Neither says that sigma is softplus(rho) in the paper, where it is a free positive
-    parameter, or that the model is in eval mode during the inner steps: the code does both, and so does EXP in each
-    recipe.
+    change single options. Neither says that the model is in eval mode during the inner steps: the code does that, and
+    so does EXP in each recipe, by its ``model_mode``.
 
     Raises TypeError or ValueError that names the option.
     """
@@ -53,6 +53,11 @@ class ExpRecipe:
     """rho before the first step, the same for every element; mu starts at 0. 0 makes sigma = softplus(0) = 0.693, as
     published; an earlier version of the code had -5. The paper does not say."""
 
+    sigma: Sigma
+    """What is climbed beside mu: ``"softplus"``, rho with sigma = softplus(rho) (published); or ``"free"``, sigma
+    itself, a positive parameter (paper, Eq. 9); the paper does not say how it stays positive: here a step below 0 is
+    reflected, which leaves the distribution what it is. The fused step is of rho; ``"free"`` takes some passes more."""
+
     update: Update
     """``"adam"``: Adam with betas (0, 0), p += step_size * g / (|g| + 1e-8) (both); ``"sign"``: its limit for large
     gradients, p += step_size * sign(g)."""
@@ -69,6 +74,7 @@ class ExpRecipe:
         check_choice("entropy_reduction", self.entropy_reduction, get_args(EntropyReduction))
         check_not_negative("log_offset", self.log_offset)
         check_finite("rho_init", self.rho_init)
+        check_choice("sigma", self.sigma, get_args(Sigma))
         check_choice("update", self.update, get_args(Update))
         check_int("outer_samples", self.outer_samples, 1, 2**24)
         check_bool("accumulate", self.accumulate)
@@ -81,6 +87,7 @@ PUBLISHED = ExpRecipe(
     log_offset=1e-8,
     accumulate=True,
     rho_init=0.0,
+    sigma="softplus",
     update="adam",
     clamp=True,
     outer_samples=1,
@@ -93,6 +100,7 @@ PAPER = ExpRecipe(
     log_offset=0.0,
     accumulate=False,
     rho_init=0.0,
+    sigma="free",
     update="adam",
     clamp=False,
     outer_samples=1,

@@ -46,8 +46,7 @@ ADT_INLINE void scale_gradient(const AscentArgs& args, const TileValues<V>& rho,
   const V entropy = splat<V>(args.entropy_weight * static_cast<double>(args.samples));
   const V log_offset = splat<V>(args.log_offset);
   for (int i = 0; i < 4; ++i) {
-    const Scale<V> scale = softplus<V>(rho[i]);
-    grad_rho[i] = scale.derivative * grad_sigma[i] + entropy * (scale.derivative / (scale.sigma + log_offset));
+    grad_rho[i] = rho_gradient(softplus<V>(rho[i]), grad_sigma[i], entropy, log_offset);
   }
 }
 
@@ -79,10 +78,10 @@ template <class V, class S> void step_chunk(const AscentArgs& args, const Chunk&
     load_tile<V>(static_cast<const T*>(args.x) + start, tile, prepared.x[t]);
     load_tile<V>(static_cast<const T*>(args.mu) + start, tile, prepared.mu[t]);
     load_tile<V>(static_cast<const T*>(args.rho) + start, tile, rho[t]);
-    set_scale(prepared, t, tile, rho[t], false);
+    set_scale(prepared, t, tile, rho[t], false, args.log_offset);
   }
   ChunkGradient<V> gradient;
-  if (args.log_offset > 0) {
+  if (has_offset<T>(args.log_offset)) {
     add_samples<true, V, S>(args, chunk, prepared, gradient);
   } else {
     add_samples<false, V, S>(args, chunk, prepared, gradient);
@@ -93,7 +92,8 @@ template <class V, class S> void step_chunk(const AscentArgs& args, const Chunk&
     scale_gradient<V>(args, rho[t], gradient.sigma[t], grad_rho);
     update<V>(args, args.mu, args.accumulated_mu, start, tile, gradient.mu[t], prepared.mu[t]);
     update<V>(args, args.rho, args.accumulated_rho, start, tile, grad_rho, rho[t]);
-    if (args.x_adv != nullptr) set_scale(prepared, t, tile, rho[t], args.neg_log_density != nullptr);
+    if (args.x_adv == nullptr) continue;
+    set_scale(prepared, t, tile, rho[t], args.neg_log_density != nullptr, args.log_offset);
   }
 }
 
@@ -113,7 +113,7 @@ void tanh_gaussian_ascent(const AscentArgs& args, int64_t first, int64_t last, d
       step_chunk<V, S>(args, chunk, prepared);
       if (args.x_adv == nullptr) continue;
       draw_samples<V>(tiling, chunk, prepared, args.ball, args.noise, args.next_draw, args.samples,
-                      static_cast<S*>(args.x_adv), partials);
+                      args.log_offset, static_cast<S*>(args.x_adv), partials);
     }
   });
 }

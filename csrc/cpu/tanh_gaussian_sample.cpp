@@ -16,7 +16,7 @@ template <class V> void prepare(const SampleArgs& args, const Chunk& chunk, Prep
     load_tile<V>(static_cast<const T*>(args.x) + start, tile, prepared.x[t]);
     load_tile<V>(static_cast<const T*>(args.mu) + start, tile, prepared.mu[t]);
     load_tile<V>(static_cast<const T*>(args.rho) + start, tile, rho);
-    set_scale(prepared, t, tile, rho, args.neg_log_density != nullptr);
+    set_scale(prepared, t, tile, rho, args.neg_log_density != nullptr, args.log_offset);
   }
 }
 
@@ -40,7 +40,7 @@ void tanh_gaussian_sample(const SampleArgs& args, int64_t first, int64_t last, d
       const Chunk chunk = chunk_of_item(tiling, item);
       PreparedChunk<V> prepared;
       prepare(args, chunk, prepared);
-      draw_samples<V>(tiling, chunk, prepared, args.ball, args.noise, args.noise.draw, args.samples,
+      draw_samples<V>(tiling, chunk, prepared, args.ball, args.noise, args.noise.draw, args.samples, args.log_offset,
                       static_cast<S*>(args.x_adv), partials);
     }
   });

@@ -28,9 +28,10 @@ template <class V> void load(const SampleBackwardArgs& args, const Chunk& chunk,
   }
 }
 
-template <class V, class S>
+template <bool kLogOffset, class V, class S>
 void add_samples(const SampleBackwardArgs& args, const Chunk& chunk, BackwardChunk<V>& values) {
   const V epsilon = splat<V>(args.ball.epsilon), lower = splat<V>(args.ball.lower), upper = splat<V>(args.ball.upper);
+  const V log_offset = splat<V>(args.log_offset);
   const Scalar<V>* grad_density = static_cast<const Scalar<V>*>(args.grad_neg_log_density);  // [k, B]
   for (int64_t s = 0; s < args.samples; ++s) {
     const int64_t row_index = s * args.shape.batch + chunk.example;
@@ -45,7 +46,7 @@ void add_samples(const SampleBackwardArgs& args, const Chunk& chunk, BackwardChu
         const TanhTerms<V> terms = tanh_terms<V>(values.mu[t][i] + values.sigma[t][i] * r[t][i]);
         const V v = values.x[t][i] + epsilon * terms.tanh;
         const V passed = masked_by_clamp<V>(grad[i], v, lower, upper);
-        const V d_u = location_gradient<false>(terms, passed, epsilon, splat<V>(weight), V{});
+        const V d_u = location_gradient<kLogOffset>(terms, passed, epsilon, splat<V>(weight), log_offset);
         values.grad_x[t][i] += passed;
         values.grad_mu[t][i] += d_u;
         values.grad_sigma[t][i] += d_u * r[t][i];
@@ -58,15 +59,14 @@ void add_samples(const SampleBackwardArgs& args, const Chunk& chunk, BackwardChu
 template <class V> void store(const SampleBackwardArgs& args, const Chunk& chunk, const BackwardChunk<V>& values) {
   using T = Scalar<V>;
   const int64_t start = chunk.example * args.shape.example_size();
+  const V density_weight = splat<V>(values.density_weight), log_offset = splat<V>(args.log_offset);
   for (int t = 0; t < chunk.tiles; ++t) {
     if (args.grad_x) store_tile<V>(static_cast<T*>(args.grad_x) + start, chunk.tile[t], values.grad_x[t]);
     if (args.grad_mu) store_tile<V>(static_cast<T*>(args.grad_mu) + start, chunk.tile[t], values.grad_mu[t]);
     if (!args.grad_rho) continue;
     TileValues<V> grad_rho;
     for (int i = 0; i < 4; ++i) {
-      const Scale<V> scale = softplus<V>(values.rho[t][i]);
-      grad_rho[i] = scale.derivative * values.grad_sigma[t][i] +
-                    splat<V>(values.density_weight) * (scale.derivative / scale.sigma);
+      grad_rho[i] = rho_gradient(softplus<V>(values.rho[t][i]), values.grad_sigma[t][i], density_weight, log_offset);
     }
     store_tile<V>(static_cast<T*>(args.grad_rho) + start, chunk.tile[t], grad_rho);
   }
@@ -86,7 +86,11 @@ void tanh_gaussian_sample_backward(const SampleBackwardArgs& args, int64_t first
       const Chunk chunk = chunk_of_item(tiling, item);
       BackwardChunk<V> values;
       load(args, chunk, values);
-      add_samples<V, S>(args, chunk, values);
+      if (has_offset<Scalar<V>>(args.log_offset)) {
+        add_samples<true, V, S>(args, chunk, values);
+      } else {
+        add_samples<false, V, S>(args, chunk, values);
+      }
       store(args, chunk, values);
     }
   });

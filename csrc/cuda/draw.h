@@ -50,25 +50,29 @@ __device__ __forceinline__ void for_each_normal(const Tile& tile, const NoiseRow
 // What the k samples of a tile have in common.
 template <class T, class Tile> struct Distribution {
   T x[Tile::kElements], mu[Tile::kElements], sigma[Tile::kElements];
-  T log_sigma;  // summed over the tile
+  T log_sigma;   // that of sigma + log_offset, summed over the tile
+  T log_offset;  // added inside the logarithms of the density
 };
 
-template <bool kDensity, class T, class Tile>
+template <bool kDensity, bool kLogOffset, class T, class Tile>
 __device__ __forceinline__ void set_scale(Distribution<T, Tile>& distribution, const Tile& tile,
-                                          const T (&rho)[Tile::kElements]) {
+                                          const T (&rho)[Tile::kElements], T log_offset) {
   distribution.log_sigma = 0;
+  distribution.log_offset = log_offset;
 #pragma unroll
   for (int i = 0; i < Tile::kElements; ++i) {
     const T sigma = softplus<T>(rho[i]).sigma;
     distribution.sigma[i] = sigma;
-    if (kDensity && tile.holds(i)) distribution.log_sigma += log_sigma<T>(sigma, rho[i]);
+    if (kDensity && tile.holds(i)) distribution.log_sigma += log_scale<kLogOffset>(sigma, rho[i], log_offset);
   }
 }
 
-// Writes one sample of a tile. Returns the tile's share of -log p but for the constants:
+// Writes one sample of a tile. Returns the tile's share of -log p but for the constants: with an offset the
+//   sum of r^2/2 + log(sigma + o) + log(1 - t^2 + o),
+// and without the
 //   sum of r^2/2 + log sigma - 2 |u| - 2 log(1 + exp(-2 |u|)),
-// the last logarithms, of factors in (1, 2], taken as the logarithm of their product.
-template <bool kDensity, class T, class S, class Tile>
+// where the last logarithms, of factors in (1, 2], are taken as the logarithm of their product.
+template <bool kDensity, bool kLogOffset, class T, class S, class Tile>
 __device__ __forceinline__ T draw_sample(const Distribution<T, Tile>& distribution, const Tile& tile,
                                          const Bounds<T>& bounds, const NoiseRow& row, S* example) {
   T x_adv[Tile::kElements], sum = distribution.log_sigma, product = 1;
@@ -76,11 +80,16 @@ __device__ __forceinline__ T draw_sample(const Distribution<T, Tile>& distributi
     const TanhTerms<T> terms = tanh_terms<T>(distribution.mu[i] + distribution.sigma[i] * r);
     x_adv[i] = clamp<T>(distribution.x[i] + bounds.epsilon * terms.tanh, bounds.lower, bounds.upper);
     if (!kDensity || !tile.holds(i)) return;
-    sum += r * r * T(0.5) - terms.magnitude * T(2);
-    product *= terms.one_plus_decay;
+    if (kLogOffset) {
+      sum += r * r * T(0.5) + log_positive<T>(terms.derivative + distribution.log_offset);
+    } else {
+      sum += r * r * T(0.5) - terms.magnitude * T(2);
+      product *= terms.one_plus_decay;
+    }
   });
   tile.store(example, x_adv);
-  return kDensity ? sum - log_positive<T>(product) * T(2) : T(0);
+  if (!kDensity) return 0;
+  return kLogOffset ? sum : sum - log_positive<T>(product) * T(2);
 }
 
 // Where the sums of -log p over each warp's tiles go.
@@ -97,7 +106,7 @@ template <class T> struct DensityPartials {
 };
 
 // Draws the k samples of one example's tile. Threads without a tile (`active` false) only take part in the sums.
-template <bool kDensity, class T, class S, class Tile>
+template <bool kDensity, bool kLogOffset, class T, class S, class Tile>
 __device__ __forceinline__ void draw_samples(const Distribution<T, Tile>& distribution, const Tile& tile, bool active,
                                              const Shape& shape, const Partition& partition, const Bounds<T>& bounds,
                                              const Stream& stream, int samples, int64_t example, S* x_adv,
@@ -106,7 +115,9 @@ __device__ __forceinline__ void draw_samples(const Distribution<T, Tile>& distri
   int sample = 0;
   do {
     T share = 0;
-    if (active) share = draw_sample<kDensity>(distribution, tile, bounds, stream.row(sample, example), target);
+    if (active) {
+      share = draw_sample<kDensity, kLogOffset>(distribution, tile, bounds, stream.row(sample, example), target);
+    }
     if (kDensity) partials.leave(sample * shape.batch + example, tile_index, share);
     target += partition.slab_size;
   } while (++sample < samples);
@@ -131,9 +142,9 @@ __global__ void __launch_bounds__(kTileThreads)
 
 template <class T>
 void sum_partials(Launcher& launcher, const DensityPartials<T>& partials, const Shape& shape, const Ball& ball,
-                  int64_t samples, void* neg_log_density) {
+                  int64_t samples, bool offset, void* neg_log_density) {
   const int64_t rows = samples * shape.batch;
-  const double constant = static_cast<double>(shape.example_size()) * (kDensityConstant + ::log(ball.epsilon));
+  const double constant = static_cast<double>(shape.example_size()) * density_constant(ball.epsilon, offset);
   launcher.run(sum_partials_kernel<T>, divide_up(rows * kWarpSize, kTileThreads), kTileThreads, partials, rows,
                constant, static_cast<T*>(neg_log_density));
 }

@@ -53,9 +53,8 @@ __device__ __forceinline__ void parameter_gradient(const AscentArgs& args, const
   }
 #pragma unroll
   for (int i = 0; i < Tile::kElements; ++i) {
-    const Scale<T> scale = softplus<T>(rho[i]);
-    grad_rho[i] = scale.derivative * grad_sigma[i] +
-                  step.entropy_of_samples * quotient<T>(scale.derivative, sigma[i] + step.log_offset);
+    const Scale<T> scale{sigma[i], softplus<T>(rho[i]).derivative};
+    grad_rho[i] = rho_gradient(scale, grad_sigma[i], step.entropy_of_samples, step.log_offset);
   }
 }
 
@@ -103,10 +102,10 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, Tile>)
     update(args.update, step.step_size, tile, mu, accumulated_mu, grad_mu, distribution.mu);
     update(args.update, step.step_size, tile, rho, accumulated_rho, grad_rho, stepped_rho);
     if (args.x_adv == nullptr) continue;
-    set_scale<false>(distribution, tile, stepped_rho);
-    draw_samples<false>(distribution, tile, true, args.shape, partition, bounds, next_stream,
-                        static_cast<int>(args.samples), example, static_cast<S*>(args.x_adv), DensityPartials<T>{},
-                        tile_index);
+    set_scale<false, false>(distribution, tile, stepped_rho, step.log_offset);
+    draw_samples<false, false>(distribution, tile, true, args.shape, partition, bounds, next_stream,
+                               static_cast<int>(args.samples), example, static_cast<S*>(args.x_adv),
+                               DensityPartials<T>{}, tile_index);
   }
 }
 
@@ -119,8 +118,8 @@ AscentArgs without_samples(AscentArgs args) {
 
 SampleArgs samples_of(const AscentArgs& args) {
   return {args.dtype, args.storage, args.shape, args.ball,  {args.noise.state, args.next_draw, args.noise.first_example},
-          args.samples, args.x,     args.mu,    args.rho,   args.x_adv,
-          args.neg_log_density, args.partials};
+          args.samples, args.log_offset, args.x, args.mu,   args.rho,
+          args.x_adv,   args.neg_log_density,    args.partials};
 }
 
 }  // namespace
@@ -141,7 +140,8 @@ int tanh_gaussian_ascent(const AscentArgs& args, int device, void* stream) {
     with_tile<T>(args.shape, all_aligned, [&](auto kind) {
       using Tile = typename decltype(kind)::type;
       const Partition partition = Partition::of<Tile>(args.shape);
-      const auto kernel = args.log_offset > 0 ? ascent_kernel<true, T, S, Tile> : ascent_kernel<false, T, S, Tile>;
+      const auto kernel =
+          has_offset<T>(args.log_offset) ? ascent_kernel<true, T, S, Tile> : ascent_kernel<false, T, S, Tile>;
       launcher.run(kernel, partition.grid(), kTileThreads, args, Bounds<T>(args.ball), Step<T>(args), partition);
     });
   });

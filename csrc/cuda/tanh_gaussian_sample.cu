@@ -12,9 +12,9 @@ namespace cuda {
 
 namespace {
 
-template <bool kDensity, class T, class S, class Tile>
+template <bool kDensity, bool kLogOffset, class T, class S, class Tile>
 __global__ void __launch_bounds__(kTileThreads)
-    sample_kernel(SampleArgs args, Bounds<T> bounds, Partition partition, DensityPartials<T> partials) {
+    sample_kernel(SampleArgs args, Bounds<T> bounds, T log_offset, Partition partition, DensityPartials<T> partials) {
   const int64_t tile_index = partition.tile();
   const bool active = tile_index < partition.tiles;
   if (!kDensity && !active) return;
@@ -28,10 +28,11 @@ __global__ void __launch_bounds__(kTileThreads)
       tile.load(static_cast<const T*>(args.x) + start, distribution.x);
       tile.load(static_cast<const T*>(args.mu) + start, distribution.mu);
       tile.load(static_cast<const T*>(args.rho) + start, rho);
-      set_scale<kDensity>(distribution, tile, rho);
+      set_scale<kDensity, kLogOffset>(distribution, tile, rho, log_offset);
     }
-    draw_samples<kDensity>(distribution, tile, active, args.shape, partition, bounds, stream, static_cast<int>(args.samples), example,
-                           static_cast<S*>(args.x_adv), partials, tile_index);
+    draw_samples<kDensity, kLogOffset>(distribution, tile, active, args.shape, partition, bounds, stream,
+                                       static_cast<int>(args.samples), example, static_cast<S*>(args.x_adv), partials,
+                                       tile_index);
   }
 }
 
@@ -55,10 +56,13 @@ int tanh_gaussian_sample(const SampleArgs& args, int device, void* stream) {
       using Tile = typename decltype(kind)::type;
       const Partition partition = Partition::of<Tile>(args.shape);
       const DensityPartials<T> partials{static_cast<T*>(args.partials), DensityPartials<T>::warps_for(partition)};
-      const bool density = args.neg_log_density != nullptr;
-      launcher.run(density ? sample_kernel<true, T, S, Tile> : sample_kernel<false, T, S, Tile>, partition.grid(),
-                   kTileThreads, args, Bounds<T>(args.ball), partition, partials);
-      if (density) sum_partials(launcher, partials, args.shape, args.ball, args.samples, args.neg_log_density);
+      const bool density = args.neg_log_density != nullptr, offset = has_offset<T>(args.log_offset);
+      const auto kernel = !density ? sample_kernel<false, false, T, S, Tile>
+                          : offset ? sample_kernel<true, true, T, S, Tile>
+                                   : sample_kernel<true, false, T, S, Tile>;
+      launcher.run(kernel, partition.grid(), kTileThreads, args, Bounds<T>(args.ball), static_cast<T>(args.log_offset),
+                   partition, partials);
+      if (density) sum_partials(launcher, partials, args.shape, args.ball, args.samples, offset, args.neg_log_density);
     });
   });
   return launcher.error();

@@ -12,9 +12,9 @@ namespace cuda {
 
 namespace {
 
-template <class T, class S, class Tile>
+template <bool kLogOffset, class T, class S, class Tile>
 __global__ void __launch_bounds__(kTileThreads)
-    sample_backward_kernel(SampleBackwardArgs args, Bounds<T> bounds, Partition partition) {
+    sample_backward_kernel(SampleBackwardArgs args, Bounds<T> bounds, T log_offset, Partition partition) {
   const int64_t tile_index = partition.tile();
   if (tile_index >= partition.tiles) return;
   const Tile tile(args.shape, partition.run, static_cast<uint32_t>(tile_index));
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kTileThreads)
       for_each_normal<T>(tile, stream.row(sample, example), [&](int i, T r) {
         const TanhTerms<T> terms = tanh_terms<T>(mu[i] + sigma[i] * r);
         const T passed = masked_by_clamp<T>(grad[i], x[i] + bounds.epsilon * terms.tanh, bounds.lower, bounds.upper);
-        const T d_u = location_gradient<false>(terms, passed, bounds.epsilon, weight, T(0));
+        const T d_u = location_gradient<kLogOffset>(terms, passed, bounds.epsilon, weight, log_offset);
         grad_x[i] += passed;
         grad_mu[i] += d_u;
         grad_sigma[i] += d_u * r;
@@ -54,8 +54,7 @@ __global__ void __launch_bounds__(kTileThreads)
     tile.load(rho_source, rho);  // again: kept over the loop, it would cost registers
 #pragma unroll
     for (int i = 0; i < Tile::kElements; ++i) {
-      const Scale<T> scale = softplus<T>(rho[i]);
-      grad_rho[i] = scale.derivative * grad_sigma[i] + density_weight * quotient<T>(scale.derivative, scale.sigma);
+      grad_rho[i] = rho_gradient(softplus<T>(rho[i]), grad_sigma[i], density_weight, log_offset);
     }
     tile.store(static_cast<T*>(args.grad_rho) + start, grad_rho);
   }
@@ -75,7 +74,9 @@ int tanh_gaussian_sample_backward(const SampleBackwardArgs& args, int device, vo
     with_tile<T>(args.shape, all_aligned, [&](auto kind) {
       using Tile = typename decltype(kind)::type;
       const Partition partition = Partition::of<Tile>(args.shape);
-      launcher.run(sample_backward_kernel<T, S, Tile>, partition.grid(), kTileThreads, args, Bounds<T>(args.ball),
+      const auto kernel = has_offset<T>(args.log_offset) ? sample_backward_kernel<true, T, S, Tile>
+                                                         : sample_backward_kernel<false, T, S, Tile>;
+      launcher.run(kernel, partition.grid(), kTileThreads, args, Bounds<T>(args.ball), static_cast<T>(args.log_offset),
                    partition);
     });
   });

@@ -1,8 +1,12 @@
 // The tanh-Gaussian distribution of ADT, per element (paper, Eq. 9-11):
 //
 //   sigma = softplus(rho),  u = mu + sigma r,  t = tanh(u),  x_adv = clamp(x + epsilon t, lower, upper)
-//   -log p = r^2/2 + log(2 pi)/2 + log sigma + log(1 - t^2) + log epsilon
+//   -log p = r^2/2 + log(2 pi)/2 + log(sigma + o) + log(1 - t^2 + o) + log epsilon
+//
+// The offset o is 0 in the paper; the published code adds 1e-8.
 #pragma once
+
+#include <limits>
 
 #include "elementary.h"
 
@@ -54,18 +58,33 @@ template <class V> ADT_INLINE V log_sigma(V sigma, V rho) {
 }
 template <> ADT_INLINE double log_sigma<double>(double sigma, double rho) { return rho < -37.0 ? rho : ::log(sigma); }
 
-// log(2 pi) / 2 + 2 log 2: the constants of -log p that do not depend on epsilon.
-constexpr double kDensityConstant = 0.91893853320467274178 + 1.38629436111989061883;
+// Whether T computes with an offset. One below T's smallest normal number counts as none: nothing would keep
+// 1 - t^2 + o, or sigma + o, within what logarithms and quotients are made for.
+template <class T> bool has_offset(double log_offset) { return log_offset >= std::numeric_limits<T>::min(); }
+
+// log(sigma + o).
+template <bool kLogOffset, class V> ADT_INLINE V log_scale(V sigma, V rho, V log_offset) {
+  return kLogOffset ? log_positive<V>(sigma + log_offset) : log_sigma<V>(sigma, rho);
+}
+
+// The constants of an element's -log p: log(2 pi)/2 + log epsilon, and without offset the 2 log 2 of log(1 - t^2).
+inline double density_constant(double epsilon, bool offset) {
+  return (offset ? 0.91893853320467274178 : 0.91893853320467274178 + 1.38629436111989061883) + ::log(epsilon);
+}
 
 // One sample's share of d(L + c H)/d(mu, sigma) for an element, where H is the sampled -log p (Eq. 10-11):
-//   d/du = epsilon (1 - t^2) g - 2 c t (1 - t^2) / (1 - t^2 + log_offset),  d/dmu = d/du,  d/dsigma = r d/du + c / sigma
-// g is d L / d x_adv, zero where x_adv was clamped. Without log_offset the density is exact; the published code adds
-// 1e-8 inside its logarithms. The c / sigma term does not depend on the sample; callers add it once.
+//   d/du = epsilon (1 - t^2) g - 2 c t (1 - t^2) / (1 - t^2 + o),  d/dmu = d/du,  d/dsigma = r d/du + c / (sigma + o)
+// g is d L / d x_adv, zero where x_adv was clamped. The last term does not depend on the sample: rho_gradient adds it.
 template <bool kLogOffset, class V>
 ADT_INLINE V location_gradient(const TanhTerms<V>& terms, V gradient, V epsilon, V entropy_weight, V log_offset) {
   V entropy = splat<V>(-2.0) * entropy_weight * terms.tanh;
   if (kLogOffset) entropy = entropy * quotient<V>(terms.derivative, terms.derivative + log_offset);
   return epsilon * terms.derivative * gradient + entropy;
+}
+
+// d/drho, from the samples' sums of r d/du and of c.
+template <class V> ADT_INLINE V rho_gradient(const Scale<V>& scale, V grad_sigma, V entropy_weight, V log_offset) {
+  return scale.derivative * grad_sigma + entropy_weight * quotient<V>(scale.derivative, scale.sigma + log_offset);
 }
 
 // Whether clamp(v, lower, upper) passes the gradient on: the bounds themselves count as inside, as in torch.clamp.

@@ -27,6 +27,7 @@ HOLDERS = {"float32": np.float32, "float64": np.float64, "bfloat16": np.uint16, 
 CPU_DEVICE, EMULATED_DEVICE = -1, 0
 BALL = (0.3, 0.0, 1.0)  # epsilon, lower, upper; so wide that many elements are clamped
 DRAW, NEXT_DRAW, FIRST_EXAMPLE = 3, 4, 2
+LOG_OFFSET = 1e-8
 STEP = 0.05
 
 # Sums over an example are added up in another order: how far their results may differ, relative to the magnitude of the
@@ -135,13 +136,17 @@ def head(case: Case) -> tuple:
     return CODES[case.dtype], CODES[case.storage], case.shape, BALL
 
 
+def log_offset(case: Case) -> float:
+    return LOG_OFFSET if "offset" in case.option else 0.0
+
+
 def sample(module: ModuleType, target: tuple, case: Case, buffers: Buffers, values: Values) -> None:
     x, mu, rho = values.image(), values.normal(), values.normal(scale=2.0) - 1
     module.tanh_gaussian_sample(
-        target, *head(case), noise(buffers), case.samples,
+        target, *head(case), noise(buffers), case.samples, log_offset(case),
         *(buffers.input(*named, case.dtype) for named in (("x", x), ("mu", mu), ("rho", rho))),
         buffers.output("x_adv", case.samples * case.elements, case.storage),
-        *density(module, case, buffers, case.option == "density"),
+        *density(module, case, buffers, "density" in case.option),
     )  # fmt: skip
 
 
@@ -150,10 +155,11 @@ def sample_backward(module: ModuleType, target: tuple, case: Case, buffers: Buff
     weight = np.linspace(-1, 1, case.samples * case.shape[0])
     wanted = ("grad_x", "grad_mu", "grad_rho")
     module.tanh_gaussian_sample_backward(
-        target, *head(case), noise(buffers), case.samples, buffers.input("grad_x_adv", grad, case.storage),
+        target, *head(case), noise(buffers), case.samples, log_offset(case),
+        buffers.input("grad_x_adv", grad, case.storage),
         buffers.input("weight", weight, case.dtype) if case.option != "no density" else 0,
         *(buffers.input(*named, case.dtype) for named in (("x", x), ("mu", mu), ("rho", rho))),
-        *(buffers.output(name, case.elements, case.dtype) if case.option in ("", "no density", name) else 0
+        *(buffers.output(name, case.elements, case.dtype) if case.option in ("", "no density", "offset", name) else 0
           for name in wanted),
     )  # fmt: skip
 
@@ -164,7 +170,7 @@ def ascent(module: ModuleType, target: tuple, case: Case, buffers: Buffers, valu
     samples_too = "sample" in case.option
     module.tanh_gaussian_ascent(
         target, *head(case), noise(buffers), case.samples, int("sign" in case.option), STEP, 1.7, 0.01,
-        1e-8 if "offset" in case.option else 0.0, buffers.input("grad_x_adv", grad, case.storage),
+        log_offset(case), buffers.input("grad_x_adv", grad, case.storage),
         buffers.input("x", x, case.dtype), buffers.updated("mu", mu, case.dtype),
         buffers.updated("rho", rho, case.dtype),
         *(buffers.updated(name, values.normal(), case.dtype) if accumulated else 0 for name in ("sum_mu", "sum_rho")),
@@ -232,11 +238,11 @@ class Operator:
 DENSITY = {"neg_log_density": lambda case: case.shape[1] * case.shape[2]}
 ASCENT_BUFFERS = ("grad_x_adv", "x", "mu", "rho", "sum_mu", "sum_rho", "x_adv")
 OPERATORS = {
-    "sample": Operator(sample, ("x", "mu", "rho", "x_adv"), ("density", ""), DENSITY),
+    "sample": Operator(sample, ("x", "mu", "rho", "x_adv"), ("density", "", "offset density"), DENSITY),
     "sample_backward": Operator(
         sample_backward,
         ("grad_x_adv", "x", "mu", "rho", "grad_x", "grad_mu", "grad_rho"),
-        ("", "no density", "grad_x", "grad_mu", "grad_rho"),
+        ("", "no density", "offset", "grad_x", "grad_mu", "grad_rho"),
         {"grad_rho": lambda case: case.samples},  # the CPU adds the samples' weights in double
     ),
     "ascent": Operator(

@@ -49,19 +49,26 @@ def _density_buffers(like: torch.Tensor, samples: int, shape: tuple, density: bo
 cpu_density_buffers = _launch._density_buffers
 
 
-def sample(x: torch.Tensor, storage: torch.dtype) -> Tensors:
+def sample(x: torch.Tensor, storage: torch.dtype, log_offset: float = 0.0) -> Tensors:
     inputs = [tensor.clone().requires_grad_() for tensor in (x, x * 2 - 1, x * 4 - 3)]
-    x_adv, density = ops.tanh_gaussian_sample(*inputs, noise(), samples=SAMPLES, dtype=storage, **BALL)
+    x_adv, density = ops.tanh_gaussian_sample(
+        *inputs, noise(), samples=SAMPLES, dtype=storage, log_offset=log_offset, **BALL
+    )
     grads = torch.autograd.grad((x_adv.double().square().sum(), density.sum()), inputs)
     return {"x_adv": x_adv, "density": density, **dict(zip(("grad_x", "grad_mu", "grad_rho"), grads))}
+
+
+def sample_with_offset(x: torch.Tensor, storage: torch.dtype) -> Tensors:
+    return sample(x, storage, log_offset=1e-8)
 
 
 def ascent(x: torch.Tensor, storage: torch.dtype) -> Tensors:
     mu, rho, sums = dense(x * 2 - 1), dense(x * 4 - 3), (dense(x), dense(1 - x))
     grad = torch.stack([(x - 0.5) * (i - 2) for i in range(SAMPLES)]).to(storage)
     x_adv, density = ops.tanh_gaussian_ascent_step_and_sample_(
-        mu, rho, grad, x, noise(), step_size=0.1, entropy_weight=0.01, accumulated=sums, density=True, **BALL
-    )
+        mu, rho, grad, x, noise(), step_size=0.1, entropy_weight=0.01, log_offset=1e-8, accumulated=sums,
+        density=True, **BALL,
+    )  # fmt: skip
     return {"mu": mu, "rho": rho, "sum_mu": sums[0], "sum_rho": sums[1], "x_adv": x_adv, "density": density}
 
 
@@ -132,7 +139,7 @@ def main() -> None:
     for order in ("forward", "reverse"):
         os.environ["ADT_EMULATED_ORDER"] = order
         for x, storage in inputs():
-            for operator in (sample, ascent, steps, random_starts, affine):
+            for operator in (sample, sample_with_offset, ascent, steps, random_starts, affine):
                 check(operator, x, storage)
                 count += 1
     print(f"{count} cases agree")

@@ -1,0 +1,149 @@
+"""What every method trains at one budget: ``python -m benchmarks.methods_study --data-dir DIR``.
+
+Trains one network with each method on the same images of CIFAR-10, for as many epochs, with each seed, in float32, and
+tests it on natural images and under FGSM, PGD-20 and C&W (PGD-30 on the margin loss), as the paper's Table 1 does. The
+budget is a CPU's, that of the settings ``cifar10-cpu``. A run that the output file holds already, with the same
+settings, is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from adt_fast import NoiseStream
+from adt_fast.attacks import FGSM, PGD, Attack
+from adt_fast.config import TrainConfig
+from adt_fast.config_files import load_config_file
+from adt_fast.evaluation import evaluate_accuracy
+from adt_fast.experiment import TrainingRun
+from adt_fast.losses import Margin
+from adt_fast.methods import method_names
+
+from . import machine
+from .arguments import positive
+from .report import markdown, spread
+
+ATTACKS: dict[str, Callable[[nn.Module, float, NoiseStream], Attack]] = {
+    "FGSM": lambda model, epsilon, noise: FGSM(model, epsilon),
+    "PGD-20": lambda model, epsilon, noise: PGD(model, epsilon, steps=20, noise=noise),
+    "C&W": lambda model, epsilon, noise: PGD(model, epsilon, steps=30, loss=Margin(50.0), noise=noise),
+}
+ACCURACIES = ("natural", *ATTACKS)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the study from the command line."""
+    options = _parser().parse_args(arguments)
+    document = _load(options.output)
+    wanted = [_settings(options, method, seed) for seed in options.seeds for method in options.methods]
+    missing = [settings for settings in wanted if all(run["settings"] != settings for run in document["runs"])]
+    threads = max(1, torch.get_num_threads() // options.jobs)
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        waiting = [pool.submit(train, settings, options.data_dir, threads) for settings in missing]
+        for finished in as_completed(waiting):
+            _add(document, finished.result(), options.output)
+    print("\n" + table([run for run in document["runs"] if run["settings"] in wanted]))
+
+
+def train(settings: dict[str, Any], data_dir: Path | None, threads: int) -> dict[str, Any]:
+    """One run: its settings, accuracies, seconds of training, and the loss of each epoch."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        run = TrainingRun(_config(settings, data_dir, Path(folder) / "run"))
+        losses: list[float] = []
+        start = time.perf_counter()
+        run.train(report=lambda epoch: losses.append(epoch.loss), progress=False)
+        seconds = time.perf_counter() - start
+    return {
+        "settings": settings,
+        "resolved": run.config.as_dict() | {"data_dir": None, "output": None},
+        "threads": threads,
+        "seconds": seconds,
+        "losses": losses,
+        "test_images": len(run.test_loader.data),
+        **accuracies(run),
+    }
+
+
+def accuracies(run: TrainingRun) -> dict[str, float]:
+    """Natural and under each attack, from 0 to 1."""
+    found = {"natural": float(evaluate_accuracy(run.model, run.test_loader))}
+    for name, attack in ATTACKS.items():
+        noise = NoiseStream(run.config.seed, run.config.device)
+        found[name] = float(evaluate_accuracy(run.model, run.test_loader, attack(run.model, run.config.epsilon, noise)))
+    return found
+
+
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """One row a method, in the order of the library: mean and standard deviation over seeds, in percent."""
+    rows = [["method", *ACCURACIES, "seeds", "seconds a run"]]
+    for method in method_names():
+        mine = [run for run in runs if run["settings"]["method"] == method]
+        if mine:
+            cells = [spread([run[name] for run in mine]) for name in ACCURACIES]
+            seconds = sum(run["seconds"] for run in mine) / len(mine)
+            rows.append([method, *cells, str(len(mine)), f"{seconds:.0f}"])
+    return markdown(rows)
+
+
+def _config(settings: dict[str, Any], data_dir: Path | None, output: Path) -> TrainConfig:
+    file = load_config_file(settings["config"])
+    own = {name: value for name, value in settings.items() if name != "config"}
+    config = TrainConfig(**(file.settings | own), data_dir=data_dir, output=output)
+    return file.without_foreign_options(config)
+
+
+def _settings(options: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
+    changed = {name: getattr(options, name) for name in ("model", "epochs", "train_limit", "test_limit")}
+    changed = {name: value for name, value in changed.items() if value is not None}
+    return {"config": options.config, "method": method, "seed": seed, "precision": options.precision, **changed}
+
+
+def _load(path: Path | None) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path is not None and path.exists() else {"machine": None, "runs": []}
+
+
+def _add(document: dict[str, Any], run: dict[str, Any], path: Path | None) -> None:
+    document["runs"].append(run)
+    document["machine"] = machine.describe(torch.device(run["resolved"]["device"]))
+    settings = run["settings"]
+    print(f"{settings['method']}, seed {settings['seed']}: "
+          + ", ".join(f"{name} {run[name]:.1%}" for name in ACCURACIES) + f", {run['seconds']:.0f} s", flush=True)
+    if path is not None:
+        path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.methods_study",
+        description="Trains on CIFAR-10 with every method at one budget, and compares accuracies.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data-dir", type=Path, help="folder with CIFAR-10 in its published files")
+    add("--config", default="cifar10-cpu", help="settings of all runs, see adt-fast configs")
+    add("--methods", nargs="+", choices=method_names(), default=list(method_names()), metavar="METHOD", help="which")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each method for each seed")
+    add("--precision", default="fp32", help="see adt-fast train --precision")
+    add("--model", help="instead of the config's")
+    add("--epochs", type=positive, help="instead of the config's")
+    add("--train-limit", type=positive, help="instead of the config's")
+    add("--test-limit", type=positive, help="instead of the config's")
+    add("--jobs", type=positive, default=1, help="runs at a time, which share the threads")
+    add("--output", type=Path, metavar="FILE.json", help="where runs are written, and looked for")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
