@@ -35,8 +35,9 @@ class NoiseStream:
     def __init__(self, seed: int, device: torch.device | str = "cpu", offset: int = 0) -> None:
         _require_int("seed", seed, -(2**63), 2**63)
         _require_int("offset", offset, 0, MAX_OFFSET)
-        self.state = torch.tensor([seed, offset], dtype=torch.int64, device=device)
-        """int64 tensor ``[2]``: (seed, offset). Pass it to the operators as ``noise``."""
+        with torch.inference_mode(False):  # for the state is advanced in place wherever it is used
+            self.state = torch.tensor([seed, offset], dtype=torch.int64, device=device)
+            """int64 tensor ``[2]``: (seed, offset). Pass it to the operators as ``noise``."""
 
     @property
     def seed(self) -> int:

@@ -356,6 +356,14 @@ def test_to_another_device_is_a_copy(device: torch.device) -> None:
     assert stream.offset == 17
 
 
+def test_a_stream_made_in_inference_mode_is_one_like_others(device: torch.device) -> None:
+    """An evaluation loop may make it there, and an attack advance it outside."""
+    with torch.inference_mode():
+        stream = NoiseStream(-5, device, offset=17)
+    stream.advance()
+    assert stream.offset == 18
+
+
 def test_streams_of_equal_state_agree_across_devices(device: torch.device) -> None:
     """CPU and GPU draw the same normals."""
     like, stream = torch.zeros(2, 3, 9, 11), NoiseStream(-5, offset=17)
