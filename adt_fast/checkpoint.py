@@ -87,8 +87,11 @@ def pack_state(state: Any) -> tuple[dict[str, Tensor], Any]:
 
     def pack(path: tuple[str, ...], value: Any) -> Any:
         if isinstance(value, Tensor):
-            tensors["/".join(path)] = value
-            return {"tensor": "/".join(path)}
+            name = "/".join(path)
+            while name in tensors:  # the paths ("a/b",) and ("a", "b"), or keys 0 and "0"
+                name += "'"
+            tensors[name] = value
+            return {"tensor": name}
         if isinstance(value, Mapping):
             return {"dict": [[key, pack((*path, str(key)), item)] for key, item in value.items()]}
         if isinstance(value, (list, tuple)):

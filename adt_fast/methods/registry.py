@@ -126,6 +126,8 @@ def check_options(spec: MethodSpec, options: dict[str, Any]) -> None:
 def _checked_image_shape(name: str, image_shape: ImageShape | None) -> ImageShape:
     if image_shape is None:
         raise ValueError(f"image_shape must be given, as (C, H, W), for method {name!r} trains a generator")
+    if not isinstance(image_shape, (tuple, list)):
+        raise TypeError(f"image_shape must be (C, H, W), got {type(image_shape).__name__}")
     if len(image_shape) != 3 or not all(isinstance(size, int) and size >= 1 for size in image_shape):
         raise ValueError(f"image_shape must be (C, H, W), three ints of at least 1, got {image_shape!r}")
     return image_shape
