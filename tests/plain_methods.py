@@ -14,6 +14,18 @@ import torch.nn.functional as F
 # Networks: generator (Table 5) and variational encoder (Table 6).
 
 
+def lively(network, seed=0):
+    """Weights and running statistics that are all different, so that no two can be confused."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if name.endswith("running_var"):
+                value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+            elif value.is_floating_point():
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.3)
+    return network
+
+
 def trainable(state):
     """A copy of a state dict, in float64, whose weights (not running statistics) require gradients."""
     copy = {name: value.detach().clone() for name, value in state.items()}
@@ -169,7 +181,7 @@ def generator_inputs(model, x, y, *, epsilon, scale):
 def explicit_sample(phi, x, r, recipe, *, epsilon, entropy_weight):
     """x_adv and penalty of EXP-AM for a generator's output (mu before rho), in any recipe."""
     mu, rho = phi[:, : x.shape[1]], phi[:, x.shape[1] :]
-    sigma = (1 + rho.exp()).log()
+    sigma = rho.exp().log1p()
     t = torch.tanh(mu + sigma * r)
     x_adv = x + epsilon * t
     x_adv = x_adv.clamp(0, 1) if recipe.clamp else x_adv
@@ -190,7 +202,7 @@ def published_explicit_penalty(phi, r, entropy_weight):
 
 def log_q(z, mean, raw, recipe):
     """log of the Gaussian density of each latent, in any recipe."""
-    spread = (1 + raw.exp()).log()
+    spread = raw.exp().log1p()
     variance = spread if recipe.spread == "variance" else spread**2
     offset = recipe.log_offset
     return -((z - mean) ** 2) / (2 * variance + offset) - ((variance + offset).log() + math.log(2 * math.pi)) / 2

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from plain_methods import encoder_output, generator_output, trainable
+from plain_methods import encoder_output, generator_output, lively, trainable
 from torch import nn
 
 from adt_fast.models import PerturbationGenerator, VariationalEncoder
@@ -15,18 +15,6 @@ SMALL = {"width": 3, "latent_dim": 5}
 
 def parameters(network):
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def lively(network, seed=0):
-    """Weights and running statistics that are all different, so that no two can be confused."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in network.state_dict().items():
-            if name.endswith("running_var"):
-                value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
-            elif value.is_floating_point():
-                value.copy_(torch.randn(value.shape, generator=generator) * 0.3)
-    return network
 
 
 def normals(*shape, seed=1):
