@@ -88,7 +88,7 @@ def test_pgd_on_the_kl_divergence(problem, random_start, engine):
 def test_the_gaussian_start_stays_in_the_ball(problem, epsilon):
     """At a tiny epsilon its steps of 0.001 would leave the ball, and dark and bright pixels the data bounds."""
     model, images, labels = problem
-    noise = NoiseStream(SEED)
+    noise = NoiseStream(SEED, images.device)
     start = images + 0.001 * ops.normal(images, noise.state)[0]
     attack = PGD(model, epsilon, steps=0, random_start="gaussian", noise=noise)
     found = attack(images, labels)

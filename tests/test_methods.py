@@ -105,10 +105,10 @@ def test_the_papers_settings():
 
 @pytest.mark.parametrize("make", [colour, grey])
 @pytest.mark.parametrize("name", PARTS)
-def test_a_step(name, make):
+def test_a_step(name, make, device):
     """Finite, of every network, within epsilon, and with as many draws as the maximizer says."""
     torch.manual_seed(0)
-    model, images, labels = make()
+    model, images, labels = (one.to(device) for one in make())
     method = method_of(name, model, image_shape=tuple(images.shape[1:]))
     networks = [model, *(method.joint.networks.values() if method.joint else ())]
     before = [[parameter.detach().clone() for parameter in network.parameters()] for network in networks]
