@@ -21,7 +21,8 @@ def test_the_table_has_a_row_for_each_method():
 def test_runs(tmp_path, capsys):
     """On the digits, which need no files; a second call has nothing to do."""
     output = tmp_path / "study.json"
-    small = ["--config", "digits", "--epochs", "1", "--train-limit", "64", "--test-limit", "20", "--output", str(output)]
+    small = ["--config", "digits", "--epochs", "1", "--train-limit", "64", "--test-limit", "20"]
+    small += ["--output", str(output)]
     methods_study.main([*small, "--methods", "standard", "at-fgsm", "--seeds", "0", "--jobs", "2"])
     first = json.loads(output.read_text())
     assert sorted(run["settings"]["method"] for run in first["runs"]) == ["at-fgsm", "standard"]
