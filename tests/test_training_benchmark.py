@@ -33,6 +33,7 @@ from benchmarks.training_contestants import (
     Task,
     choose,
     entries,
+    strongest,
 )
 from benchmarks.validation import ValidationError
 
@@ -128,12 +129,12 @@ def test_a_training_pass_on_other_images_is_caught(objective):
 
 @native
 def test_a_bug_aborts_the_benchmark(monkeypatch):
-    right = training_contestants._ascend
+    right = strongest._ascend
 
     def forgetful(*tensors, **options):
         right(*tensors, **options | {"step_size": 0.1})
 
-    monkeypatch.setattr(training_contestants, "_ascend", forgetful)
+    monkeypatch.setattr(strongest, "_ascend", forgetful)
     with pytest.raises(ValidationError, match="eager fp32 is not timed"):
         training.main([*TINY, "--objectives", ADT_EXP, "--contestants", "strongest"])
 
