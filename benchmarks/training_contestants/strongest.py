@@ -7,6 +7,8 @@ Gradients of the images only, from a frozen copy of the classifier, k samples fo
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -46,21 +48,58 @@ FORMS = {
 }
 
 
-class Strongest(Contestant):
-    """Everything that helps and that PyTorch has; images are ``[B, D]`` in the order of channels_last memory."""
+class StrongestBase(Contestant):
+    """Everything that helps and that PyTorch has; images are ``[B, D]`` in the order of channels_last memory.
+
+    A subclass says what :meth:`_find` computes from the buffers, with gradients of the images alone.
+    """
 
     def __init__(self, task: Task, precision: str, form: Form) -> None:
         self.task, self.precision, self.form = task, precision, form
         self.model = copy.deepcopy(task.model).to(memory_format=torch.channels_last)
         self.optimizer = task.optimizer(self.model, fused=True)
         self._scale = _FP16_LOSS_SCALE if precision == "fp16" else 1.0
-        frozen = _FrozenLoss(self.model, DTYPES[precision], self._scale)
+        frozen = FrozenLoss(self.model, DTYPES[precision], self._scale)
         self._refresh = frozen.refresh
         self._allocate()
         self._choose_forms(frozen)
-        self._graph = self._captured() if form.graphed and task.objective != STANDARD else None
+        self._graph = self._captured() if form.graphed and task.inner_passes else None
 
-    def maximize(self, noise: Noise | None = None) -> Found:
+    def model_pass(self) -> None:
+        with self._arithmetic():
+            self._input_gradient(self._x.expand(self._folds, *self._x.shape).contiguous())
+
+    def _allocate(self) -> None:
+        task = self.task
+        self._folds = task.samples if task.objective == ADT_EXP else 1
+        self._x = flat(task.images).contiguous()
+        self._x_adv = self._x.new_empty(self._folds, *self._x.shape)
+        self._labels = task.labels.repeat(self._folds if self.form.folded else 1)
+
+    def _choose_forms(self, frozen: FrozenLoss) -> None:
+        """Eager or compiled, each in the form that suits it."""
+        self._trained = self._perhaps_compiled(self.model)
+        if not self.form.compiled:
+            self._loss, self._projected = frozen, _projected
+            return
+        mode = None
+        if self.task.device.type == "cuda":
+            mode = "max-autotune-no-cudagraphs" if self.form.graphed else "reduce-overhead"
+        self._loss = torch.compile(frozen, dynamic=False, mode=mode)
+        self._projected = self._perhaps_compiled(_fused_projected)
+
+    def _perhaps_compiled(self, part: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(part, dynamic=False) if self.form.compiled else part
+
+    @abstractmethod
+    def _draw(self, noise: Noise | None) -> None:
+        """Fills the buffers of random numbers."""
+
+    @abstractmethod
+    def _find(self) -> None:
+        """What needs gradients of the images, from buffers into buffers."""
+
+    def _run_inner(self, noise: Noise | None) -> None:
         self._draw(noise)
         with self._arithmetic(), torch.no_grad():
             self._refresh()
@@ -68,6 +107,60 @@ class Strongest(Contestant):
                 self._graph.replay()
             else:
                 self._find()
+
+    def _input_gradient(self, x_adv: Tensor) -> Tensor:
+        """Of the sum of the losses, times the loss scale, ``[k, B, D]``."""
+        if self.form.folded or len(x_adv) == 1:
+            return self._gradient_of_batch(x_adv)
+        return torch.cat([self._gradient_of_batch(sample) for sample in x_adv.split(1)])
+
+    def _gradient_of_batch(self, x_adv: Tensor) -> Tensor:
+        images = self._images(x_adv.flatten(0, 1)).detach().requires_grad_()
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(self._loss(images, self._labels), images)
+        return flat(grad).view_as(x_adv)
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        """A graph of :meth:`_find`; its memory is shared, as graphs of one process never run at once."""
+        stream = torch.cuda.Stream(self.task.device)
+        stream.wait_stream(torch.cuda.current_stream(self.task.device))
+        self._draw(None)
+        with self._arithmetic(), torch.no_grad():
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    self._find()
+            torch.cuda.current_stream(self.task.device).wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream, pool=_shared_graph_pool()):
+                self._find()
+        return graph
+
+    def _adversarial_loss(self, x_adv: Tensor) -> Tensor:
+        """Of the training pass."""
+        with self._autocast():
+            logits = self._trained(x_adv)
+        return F.cross_entropy(logits.float(), self.task.labels)
+
+    def _arithmetic(self) -> AbstractContextManager:
+        return float32_products(self.precision, self.task.device)
+
+    def _autocast(self) -> AbstractContextManager:
+        """The training pass of a 16-bit contestant is bfloat16, which needs no loss scaler."""
+        if self.precision in ("bf16", "fp16"):
+            return torch.autocast(self.task.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _images(self, flat: Tensor) -> Tensor:
+        """``[N, D]`` as channels_last images, without a copy."""
+        channels, height, width = self.task.images.shape[1:]
+        return flat.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+class Strongest(StrongestBase):
+    """ADT-EXP, AT-PGD, and standard training."""
+
+    def maximize(self, noise: Noise | None = None) -> Found:
+        self._run_inner(noise)
         mu = self._images(self._mu) if self.task.objective == ADT_EXP else None
         return Found(self._images(self._result), mu)
 
@@ -76,41 +169,22 @@ class Strongest(Contestant):
         self.model.train()
         self.optimizer.zero_grad()
         with self._arithmetic():
-            with self._autocast():
-                logits = self._trained(x_adv)
-            F.cross_entropy(logits.float(), self.task.labels).backward()
+            self._adversarial_loss(x_adv).backward()
         self.optimizer.step()
 
-    def model_pass(self) -> None:
-        with self._arithmetic():
-            self._input_gradient(self._x.expand(self._folds, *self._x.shape).contiguous())
-
     def _allocate(self) -> None:
-        task = self.task
-        self._x = _flat(task.images).contiguous()
+        super()._allocate()
         self._result = self._x.clone()
         self._mu, self._rho, self._sum_mu, self._sum_rho = (torch.zeros_like(self._x) for _ in range(4))
-        self._folds = task.samples if task.objective == ADT_EXP else 1
-        steps = {ADT_EXP: task.steps, AT_PGD: 1, STANDARD: 0}[task.objective]
+        steps = {ADT_EXP: self.task.steps, AT_PGD: 1, STANDARD: 0}[self.task.objective]
         # Normals of every step, or the random start; and normals of the last sample.
         self._noise = self._x.new_empty(steps, self._folds, *self._x.shape)
         self._last = self._x.new_empty(1, *self._x.shape)
-        self._x_adv = self._x.new_empty(self._folds, *self._x.shape)
-        self._labels = task.labels.repeat(self._folds if self.form.folded else 1)
 
-    def _choose_forms(self, frozen: _FrozenLoss) -> None:
-        """Eager or compiled, each in the form that suits it."""
-        if not self.form.compiled:
-            self._loss, self._trained, self._sample, self._ascend = frozen, self.model, _sample, _ascend
-            self._projected = _projected
-            return
-        mode = None
-        if self.task.device.type == "cuda":
-            mode = "max-autotune-no-cudagraphs" if self.form.graphed else "reduce-overhead"
-        self._loss = torch.compile(frozen, dynamic=False, mode=mode)
-        self._trained, self._sample, self._ascend, self._projected = (
-            torch.compile(part, dynamic=False) for part in (self.model, _fused_sample, _fused_ascend, _fused_projected)
-        )
+    def _choose_forms(self, frozen: FrozenLoss) -> None:
+        super()._choose_forms(frozen)
+        parts = (_fused_sample, _fused_ascend) if self.form.compiled else (_sample, _ascend)
+        self._sample, self._ascend = map(self._perhaps_compiled, parts)
 
     def _draw(self, noise: Noise | None) -> None:
         task = self.task
@@ -120,16 +194,16 @@ class Strongest(Contestant):
                 self._last.normal_()
                 return
             for step, normals in enumerate(self._noise):
-                normals.copy_(_flat(noise.normals(task.images, task.samples, step)))
-            self._last.copy_(_flat(noise.normals(task.images, 1, task.steps)))
+                normals.copy_(flat(noise.normals(task.images, task.samples, step)))
+            self._last.copy_(flat(noise.normals(task.images, 1, task.steps)))
         elif task.objective == AT_PGD:
             if noise is None:
                 self._noise.uniform_(-1.0, 1.0)
             else:
-                self._noise.copy_(_flat(noise.uniforms(task.images)))
+                self._noise.copy_(flat(noise.uniforms(task.images)))
 
     def _find(self) -> None:
-        """The inner maximisation, from the buffers into ``_result``."""
+        """The inner maximisation, into ``_result``."""
         if self.task.objective == ADT_EXP:
             self._adt_exp()
         elif self.task.objective == AT_PGD:
@@ -158,49 +232,8 @@ class Strongest(Contestant):
             self._projected(self._x_adv, grad, self._x, step_size=task.epsilon / 4, **task.ball)
         self._result.copy_(self._x_adv[0])
 
-    def _input_gradient(self, x_adv: Tensor) -> Tensor:
-        """Of the sum of the losses, times the loss scale, ``[k, B, D]``."""
-        if self.form.folded or len(x_adv) == 1:
-            return self._gradient_of_batch(x_adv)
-        return torch.cat([self._gradient_of_batch(sample) for sample in x_adv.split(1)])
 
-    def _gradient_of_batch(self, x_adv: Tensor) -> Tensor:
-        images = self._images(x_adv.flatten(0, 1)).detach().requires_grad_()
-        with torch.enable_grad():
-            (grad,) = torch.autograd.grad(self._loss(images, self._labels), images)
-        return _flat(grad).view_as(x_adv)
-
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        """A graph of the inner maximisation; its memory is shared, as graphs of one process never run at once."""
-        stream = torch.cuda.Stream(self.task.device)
-        stream.wait_stream(torch.cuda.current_stream(self.task.device))
-        self._draw(None)
-        with self._arithmetic(), torch.no_grad():
-            with torch.cuda.stream(stream):
-                for _ in range(2):
-                    self._find()
-            torch.cuda.current_stream(self.task.device).wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream, pool=_shared_graph_pool()):
-                self._find()
-        return graph
-
-    def _arithmetic(self) -> AbstractContextManager:
-        return float32_products(self.precision, self.task.device)
-
-    def _autocast(self) -> AbstractContextManager:
-        """The training pass of a 16-bit contestant is bfloat16, which needs no loss scaler."""
-        if self.precision in ("bf16", "fp16"):
-            return torch.autocast(self.task.device.type, torch.bfloat16)
-        return nullcontext()
-
-    def _images(self, flat: Tensor) -> Tensor:
-        """``[N, D]`` as channels_last images, without a copy."""
-        channels, height, width = self.task.images.shape[1:]
-        return flat.view(-1, height, width, channels).permute(0, 3, 1, 2)
-
-
-class _FrozenLoss(nn.Module):
+class FrozenLoss(nn.Module):
     """Images and labels -> the sum of the cross entropies of a frozen copy of the classifier, in a precision."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, scale: float) -> None:
@@ -234,7 +267,7 @@ def _convert(module: nn.Module, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.to(dtype)
 
 
-def _flat(images: Tensor) -> Tensor:
+def flat(images: Tensor) -> Tensor:
     """``[..., C, H, W]`` -> ``[..., D]`` in the order of channels_last memory: a view if it is in that layout."""
     return images.movedim(-3, -1).flatten(-3)
 
