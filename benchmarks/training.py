@@ -4,6 +4,9 @@ A step is a minibatch from beginning to end: inner maximisation, training pass, 
 from the same weights, on the same images, with the same random numbers, and is compared with the published algorithm in
 float64; only then they are timed, in one run and interleaved. Ratios are of medians: above 1, adt_fast is faster.
 
+Amortised ADT has a generator in place of the inner loop, and trains it in the same step. Its width is in the paper's
+proportion to the classifier.
+
 The weights are trained briefly on images of noise with a pattern for each class, so that gradients are like those of
 training; the time of a step does not depend on the images.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import sys
 import warnings
@@ -30,9 +34,10 @@ from adt_fast.models import create_model
 
 from . import machine, report, training_report
 from .arguments import positive
-from .model_flops import ModelFlops, count_model_flops, matmul_ceiling
+from .model_flops import ModelFlops, count_joint_flops, count_model_flops, forward_flops, matmul_ceiling
 from .timing import Call, Timing, keep_freed_memory, time_interleaved
 from .training_contestants import (
+    ADT_IMP_AM,
     AT_PGD,
     GROUPS,
     HEADLINE,
@@ -41,7 +46,9 @@ from .training_contestants import (
     Contestant,
     Entry,
     Task,
+    amortized_networks,
     choose,
+    default_generator_width,
     entries,
 )
 from .training_validation import Validator
@@ -65,6 +72,7 @@ class Settings:
     image: tuple[int, int, int]
     steps: int
     samples: int
+    generator_width: int
     objectives: tuple[str, ...]
     contestants: tuple[str, ...]  # groups, or single names
     precisions: tuple[str, ...]
@@ -114,18 +122,24 @@ def measure(settings: Settings) -> dict[str, Any]:
     print(f"{machine.device_name(device)}: " + training_report.ceilings_line(ceilings), flush=True)
     results: list[dict[str, Any]] = []
     left_out: list[dict[str, str]] = []
+    joint_flops: dict[str, int] = {}
     for objective in settings.objectives:
-        task = Task(objective, model, *_minibatch(settings, device), steps=settings.steps, samples=settings.samples)
-        results += _measure_objective(task, settings, flops, ceilings, left_out)
+        task = _task(objective, model, settings, device)
+        if task.networks:
+            joint_flops[objective] = count_joint_flops(model, task.networks, settings.image)
+        task_flops = dataclasses.replace(flops, training=joint_flops.get(objective, flops.training))
+        results += _measure_objective(task, settings, task_flops, ceilings, left_out)
     document = {
         "machine": machine.describe(device),
         "device_name": machine.device_name(device),
         "settings": dataclasses.asdict(settings) | {"image": list(settings.image)},
         "model_flops_per_image": dataclasses.asdict(flops),
+        "joint_training_flops_per_image": joint_flops,
         "matmul_flops_per_s": ceilings,
         "results": results,
         "left_out": left_out,
         "headline": training_report.headline(results),
+        "figure_6": training_report.figure_6(results),
     }
     return document | {"targets": training_report.check_targets(document)}
 
@@ -182,12 +196,14 @@ def _prepare(
 
 
 def _prepare_one(entry: Entry, task: Task, validator: Validator) -> tuple[Contestant, dict[str, Any]]:
-    before = _start_of_peak(task.device)
-    contestant = entry.build(task)
-    whole = len(validator.task.images) == len(task.images)
+    same = len(validator.task.images) == len(task.images) and validator.task.entropy_weight == task.entropy_weight
     with warnings.catch_warnings():
         warnings.simplefilter("error", PrecisionWarning)
-        agreement = validator.check(entry, contestant if whole else entry.build(validator.task))
+        agreement = None if same else validator.check(entry, entry.build(validator.task))
+        before = _start_of_peak(task.device)
+        contestant = entry.build(task)
+        if agreement is None:
+            agreement = validator.check(entry, contestant)
         contestant.step()
     peak = _peak_since(before, task.device)
     print(f"  {entry.name}: right, {agreement}", flush=True)
@@ -230,9 +246,9 @@ def kernels_outside_model(contestant: Contestant, task: Task) -> float | None:
 
     The few kernels before the first step and after the last are shared out among the steps.
     """
-    if task.device.type != "cuda" or task.inner_passes == 0:
+    if task.device.type != "cuda" or task.inner_steps == 0:
         return None
-    return (_kernels(contestant.maximize) / task.steps) - _kernels(contestant.model_pass)
+    return (_kernels(contestant.maximize) / task.inner_steps) - _kernels(contestant.model_pass)
 
 
 def _kernels(call: Call) -> int:
@@ -252,6 +268,7 @@ def _start_of_peak(device: torch.device) -> int:
     """Starts measuring the peak of memory; returns what is in use."""
     if device.type != "cuda":
         return 0
+    gc.collect()  # of whoever was validated
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
@@ -266,12 +283,15 @@ def _peak_since(before: int, device: torch.device) -> int | None:
 
 
 # ---- The minibatch, and weights that are not quite random -----------------------------------------------------------
+def _task(objective: str, model: nn.Module, settings: Settings, device: torch.device) -> Task:
+    networks = amortized_networks(objective, settings.image, settings.generator_width).to(device)
+    images, labels = _minibatch(settings, device)
+    weight = 1.0 if objective == ADT_IMP_AM else 0.01
+    return Task(objective, model, images, labels, networks, settings.steps, settings.samples, entropy_weight=weight)
+
+
 def _trained_model(settings: Settings, device: torch.device) -> nn.Module:
-    channels = settings.image[0]
-    model = create_model(
-        settings.model, num_classes=CLASSES, in_channels=channels, mean=[0.5] * channels, std=[0.25] * channels
-    )
-    model.to(device)
+    model = _new_model(settings.model, settings.image[0]).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=2e-4)
     for _ in range(settings.training_steps):
         images, labels = _minibatch(settings, device)
@@ -279,6 +299,10 @@ def _trained_model(settings: Settings, device: torch.device) -> nn.Module:
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
     return model
+
+
+def _new_model(name: str, channels: int) -> nn.Module:
+    return create_model(name, num_classes=CLASSES, in_channels=channels, mean=[0.5] * channels, std=[0.25] * channels)
 
 
 def _minibatch(settings: Settings, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -310,14 +334,16 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> S
         known = ", ".join((*GROUPS, *map(repr, sorted(names))))
         parser.error(f"--contestants {unknown[0]!r} is unknown; there are {known}")
     batch = options.batch or (512 if on_cuda else 16)
+    model, image = options.model or ("wrn-28-10" if on_cuda else "wrn-16-4"), tuple(options.image)
     return Settings(
         device=options.device,
         threads=None if on_cuda else options.threads or 2,
-        model=options.model or ("wrn-28-10" if on_cuda else "wrn-16-4"),
+        model=model,
         batch=batch,
-        image=tuple(options.image),
+        image=image,
         steps=options.steps,
         samples=options.samples,
+        generator_width=options.generator_width or _generator_width(model, image),
         objectives=tuple(options.objectives),
         contestants=tuple(options.contestants),
         precisions=precisions,
@@ -327,6 +353,11 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> S
         training_steps=options.training_steps,
         seed=options.seed,
     )
+
+
+def _generator_width(model: str, image: tuple[int, int, int]) -> int:
+    with torch.device("meta"):
+        return default_generator_width(forward_flops(_new_model(model, image[0]).eval(), torch.empty(1, *image)), image)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -343,6 +374,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--image", type=positive, nargs=3, default=(3, 32, 32), metavar=("C", "H", "W"), help="shape of an image")
     add("--steps", type=positive, default=7, help="T, inner steps")
     add("--samples", type=positive, default=5, help="k, samples an image")
+    add(
+        "--generator-width",
+        type=positive,
+        help="filters of the generators of ADT-EXP-AM and ADT-IMP-AM, as adt_fast counts them (default: a multiple of "
+        "8 that keeps the paper's proportion, by which a generator's forward pass costs twice the classifier's: the "
+        "paper's 256 for wrn-28-10, 72 for wrn-16-4)",
+    )
     add("--objectives", choices=OBJECTIVES, nargs="+", default=OBJECTIVES, help="what to train")
     add("--contestants", nargs="+", default=GROUPS, metavar="NAME", help=f"of {', '.join(GROUPS)}; or single ones")
     add("--precisions", choices=PRECISIONS["cuda"], nargs="+", help="(default: all that the device has)")

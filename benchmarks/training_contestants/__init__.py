@@ -1,18 +1,36 @@
 """Who takes part in the benchmark of whole training steps.
 
 ``Published`` is the published algorithm in plain PyTorch at library defaults, ``Strongest`` is plain PyTorch at its
-best, ``Ours`` is adt_fast. All train the same objective: the published recipe of ADT-EXP, AT-PGD from a random start,
-or standard training.
+best, ``Ours`` is adt_fast. All train the same objective: the published recipe of ADT-EXP, or of ADT with a generator,
+AT-PGD from a random start, or standard training.
 """
 
 from .entries import FEATURES, GROUPS, HEADLINE, OURS, PUBLISHED, STRONGEST, Entry, choose, entries
+from .networks import amortized_networks, default_generator_width
 from .ours import Ours
-from .published import Published
+from .published import Published, PublishedAmortized, build_published
 from .strongest import FORMS, Form, Strongest
-from .task import ADT_EXP, AT_PGD, OBJECTIVES, PRECISIONS, STANDARD, Contestant, Found, Noise, Task
+from .strongest_amortized import StrongestAmortized
+from .task import (
+    ADT_EXP,
+    ADT_EXP_AM,
+    ADT_IMP_AM,
+    AMORTIZED,
+    AT_PGD,
+    OBJECTIVES,
+    PRECISIONS,
+    STANDARD,
+    Contestant,
+    Found,
+    Noise,
+    Task,
+)
 
 __all__ = [
     "ADT_EXP",
+    "ADT_EXP_AM",
+    "ADT_IMP_AM",
+    "AMORTIZED",
     "AT_PGD",
     "FEATURES",
     "FORMS",
@@ -31,8 +49,13 @@ __all__ = [
     "Noise",
     "Ours",
     "Published",
+    "PublishedAmortized",
     "Strongest",
+    "StrongestAmortized",
     "Task",
+    "amortized_networks",
+    "build_published",
     "choose",
+    "default_generator_width",
     "entries",
 ]

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from .ours import Ours
-from .published import Published
+from .published import build_published
 from .strongest import FORMS, Strongest
-from .task import ADT_EXP, AT_PGD, PRECISIONS, STANDARD, Contestant, Task
+from .strongest_amortized import StrongestAmortized
+from .task import ADT_EXP, AMORTIZED, AT_PGD, PRECISIONS, STANDARD, Contestant, Task
 
 PUBLISHED, STRONGEST, OURS, FEATURES, HEADLINE = GROUPS = ("published", "strongest", "ours", "features", "headline")
 
@@ -32,7 +33,7 @@ def entries(objective: str, device_type: str) -> list[Entry]:
     """Everybody who takes part in an objective on a kind of device."""
     # PyTorch's defaults on CUDA: convolutions, where the time goes, in TF32.
     default_precision = "tf32" if device_type == "cuda" else "fp32"
-    found = [Entry("published", PUBLISHED, default_precision, Published)]
+    found = [Entry("published", PUBLISHED, default_precision, build_published)]
     if objective == ADT_EXP:
         found.append(Entry("published at-pgd", HEADLINE, default_precision, _published_at_pgd))
     for precision in PRECISIONS[device_type]:
@@ -59,17 +60,18 @@ def choose(found: Sequence[Entry], names: Sequence[str], precisions: Sequence[st
 
 def _published_at_pgd(task: Task) -> Contestant:
     """AT-PGD at library defaults takes its turn among the contestants of ADT-EXP, to be compared with them."""
-    return Published(replace(task, objective=AT_PGD))
+    return build_published(replace(task, objective=AT_PGD))
 
 
 def _strongest_entries(objective: str, device_type: str, precision: str) -> list[Entry]:
     forms = [form for form in FORMS[device_type] if form.folded or objective == ADT_EXP]
     if objective == STANDARD:
         forms = [form for form in forms if not form.graphed]
+    kind = StrongestAmortized if objective in AMORTIZED else Strongest
     return [
         Entry(
             f"{form.name} {precision}", STRONGEST, precision,
-            partial(Strongest, precision=precision, form=form), form.compiled,
+            partial(kind, precision=precision, form=form), form.compiled,
         )
         for form in forms
     ]  # fmt: skip
