@@ -1,7 +1,8 @@
 """What a training step costs in arithmetic, and how much of it this machine could do at best.
 
-Counted is what the objective needs: T k forward passes and input gradients, and one training step. A contestant that
-computes more, such as the weight gradients that the published loop throws away, gets no credit for it.
+Counted is what the objective needs: T k forward passes and input gradients, or the two that a generator is given, and
+one training step, of the generator and the encoder too. A contestant that computes more, such as the weight gradients
+that the published loop throws away, gets no credit for it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,36 @@ def count_model_flops(model: nn.Module, image: tuple[int, int, int]) -> ModelFlo
     with torch.no_grad():
         forward = _count(model, torch.empty(1, *image, device="meta"))
     return ModelFlops(forward, input_gradient, training)
+
+
+def count_joint_flops(model: nn.Module, networks: nn.ModuleDict, image: tuple[int, int, int]) -> int:
+    """For one image, of the pass that trains a classifier and the networks that perturb its images.
+
+    Forward, and backward to the weights of them all: the classifier's goes through the image to the generator.
+
+    Args:
+        networks: "generator", of the image and two gradients; with it "encoder", where the generator is given noise.
+    """
+    model, networks = (copy.deepcopy(network).to("meta").eval() for network in (model, networks))
+    channels, *size = image
+    inputs = [torch.empty(1, 3 * channels, *size, device="meta")]
+    generator = networks["generator"]
+    if generator.latent is not None:
+        inputs.append(torch.empty(1, generator.latent[0].in_features, device="meta"))
+    with FlopCounterMode(display=False) as counter:
+        direction = generator(*inputs)
+        loss = F.cross_entropy(model(direction[:, :channels]), torch.zeros(1, dtype=torch.int64, device="meta"))
+        if "encoder" in networks:
+            loss = loss + sum(part.sum() for part in networks["encoder"](direction))
+        loss.backward()
+    return counter.get_total_flops()
+
+
+def forward_flops(network: nn.Module, *inputs: torch.Tensor) -> int:
+    """Of one call, whose arguments may be on the meta device."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(*inputs)
+    return counter.get_total_flops()
 
 
 def _count(model: nn.Module, images: torch.Tensor) -> int:

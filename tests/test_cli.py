@@ -10,6 +10,8 @@ import yaml
 
 from adt_fast import cli
 from adt_fast.checkpoint import load_model
+from adt_fast.method_options import METHOD_OPTIONS
+from adt_fast.methods import method_names, method_spec
 from adt_fast.trainer import Trainer
 
 SMALL = ["--train-limit", "96", "--test-limit", "40", "--epochs", "2", "--device", "cpu"]
@@ -83,6 +85,22 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
         assert train("--output", name, "--seed", seed, "--epochs", "1") == 0
     a, b, c = (load_model(tmp_path / name / "model.safetensors")[0].fc.weight for name in "abc")
     assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_method_trains(method, tmp_path, capsys):
+    joint = method_spec(method).joint is not None
+    width = ["--generator-width", "8"] if joint else []
+    assert train("--method", method, "--epochs", "1", "--output", "run", *width) == 0
+    output = capsys.readouterr().out
+    assert f"{method} on digits" in output and row(output, "PGD-20")
+    epoch, *_ = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert epoch["event"] == "epoch" and epoch["loss"] > 0 and (epoch["penalty"] != 0) == ("-am" in method)
+    recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["config"]
+    assert set(method_spec(method).defaults()) == set(recorded) & set(METHOD_OPTIONS)
+    assert load_model(tmp_path / "run" / "model.safetensors")[1]["extra"]["method"] == method
+    assert (tmp_path / "run" / "maximizer.safetensors").exists() == joint
+    assert cli.main(["evaluate", "run", "--test-limit", "8", "--device", "cpu"]) == 0
 
 
 @pytest.mark.parametrize(

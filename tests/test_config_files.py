@@ -88,7 +88,7 @@ def test_a_file_of_the_users_own(tmp_path):
 def test_bad_files(text, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.yaml").write_text(text)
-    with pytest.raises(ValueError, match="file.yaml|nobody") as error:
+    with pytest.raises(ValueError, match=r"file\.yaml|nobody") as error:
         load_config_file("file.yaml")
     assert message in str(error.value)
     assert cli.main(["train", "--config", "file.yaml"]) == 2

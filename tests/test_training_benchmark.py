@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,19 +21,24 @@ import adt_fast
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import training, training_contestants, training_report
-from benchmarks.model_flops import count_model_flops, float32_products, matmul_ceiling
+from benchmarks.model_flops import count_joint_flops, count_model_flops, float32_products, matmul_ceiling
 from benchmarks.training_contestants import (
     ADT_EXP,
+    ADT_EXP_AM,
+    AMORTIZED,
     AT_PGD,
     FORMS,
     OBJECTIVES,
+    STANDARD,
     Entry,
     Ours,
-    Published,
     Strongest,
+    StrongestAmortized,
     Task,
+    build_published,
     choose,
     entries,
+    strongest,
 )
 from benchmarks.validation import ValidationError
 
@@ -40,7 +46,8 @@ native = pytest.mark.skipif(not adt_fast.build_info()["native"], reason="needs t
 
 CPU = torch.device("cpu")
 TINY = ["--device", "cpu", "--model", "small-cnn", "--batch", "4", "--image", "3", "8", "8", "--steps", "2",
-        "--samples", "2", "--repeats", "2", "--training-steps", "2", "--no-compile", "--threads", "1"]  # fmt: skip
+        "--samples", "2", "--generator-width", "8", "--repeats", "2", "--training-steps", "2", "--no-compile",
+        "--threads", "1"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -62,42 +69,42 @@ def tiny_task(objective: str = ADT_EXP, model: str = "wrn-10-1") -> Task:
     )
     torch.manual_seed(0)
     classifier = training._trained_model(settings, CPU)
-    return Task(objective, classifier, *training._minibatch(settings, CPU), steps=3, samples=2)
+    return replace(training._task(objective, classifier, settings, CPU), steps=3, samples=2)
 
 
-def eager(precision: str, form: int = 0):
-    return lambda task: Strongest(task, precision, FORMS["cpu"][form])
+def eager(precision: str, kind: type = Strongest):
+    return lambda task: kind(task, precision, FORMS["cpu"][0])
 
 
 @native
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_contestant_does_the_same(objective):
-    task = tiny_task(objective)
-    validator = training.Validator(task, seed=3)
+    validator = training.Validator(tiny_task(objective), seed=3)
+    task = validator.task
     found = [entry for entry in entries(objective, "cpu") if entry.group != "headline" and not entry.compiled]
     assert {entry.group for entry in found} >= {"published", "strongest", "ours"}
     for entry in found:
         contestant = entry.build(task)
         validator.check(entry, contestant)
         contestant.step()  # with random numbers of its own
-        if objective != "standard":
+        if task.inner_steps:
             contestant.model_pass()
-        assert (contestant.explain() is None) == (entry.group in ("published", "strongest") or objective == "standard")
+        assert (contestant.explain() is None) == (entry.group in ("published", "strongest") or objective == STANDARD)
 
 
 @native
-@pytest.mark.parametrize("objective", [ADT_EXP, AT_PGD])
+@pytest.mark.parametrize("objective", [ADT_EXP, AT_PGD, *AMORTIZED])
 def test_loss_scaling_is_undone(objective):
-    task = tiny_task(objective)
-    validator = training.Validator(task, seed=3)
-    for build in (eager("fp16"), lambda task: Ours(task, "fp16")):
-        agreement = validator.check(Entry("fp16", "strongest", "fp16", build), build(task))
+    validator = training.Validator(tiny_task(objective), seed=3)
+    kind = StrongestAmortized if objective in AMORTIZED else Strongest
+    for build in (eager("fp16", kind), partial(Ours, precision="fp16")):
+        agreement = validator.check(Entry("fp16", "strongest", "fp16", build), build(validator.task))
         assert agreement.x_adv_share > 0.7
 
 
 BUGS = {
-    "a wrong radius": (OBJECTIVES[:2], {"epsilon": 8.8 / 255}),
-    "a missing step": (OBJECTIVES[:2], {"steps": 2}),
+    "a wrong radius": ((ADT_EXP, AT_PGD), {"epsilon": 8.8 / 255}),
+    "a missing step": ((ADT_EXP, AT_PGD), {"steps": 2}),
     "a wrong step size": ((ADT_EXP,), {"step_size": 0.2}),
 }
 
@@ -119,21 +126,73 @@ def test_a_planted_bug_is_caught(bug, precision):
 @native
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_training_pass_on_other_images_is_caught(objective):
-    task = tiny_task(objective)
-    culprit = Published(task)
+    validator = training.Validator(tiny_task(objective), seed=3)
+    culprit = build_published(validator.task)
     culprit.optimizer.param_groups[0]["weight_decay"] = 0.5
     with pytest.raises(ValidationError, match="culprit is not timed"):
-        training.Validator(task, seed=3).check(Entry("culprit", "published", "fp32", Published), culprit)
+        validator.check(Entry("culprit", "published", "fp32", build_published), culprit)
+
+
+class NotReversed(StrongestAmortized):
+    def _generate(self, noise):
+        x_adv, penalty = super()._generate(noise)
+        x_adv.register_hook(torch.neg)  # a second time
+        return x_adv, penalty
+
+
+class EntropyLowered(StrongestAmortized):
+    def _generate(self, noise):
+        x_adv, penalty = super()._generate(noise)
+        penalty.register_hook(torch.neg)  # with the right value
+        return x_adv, penalty
+
+
+class NotClamped(StrongestAmortized):
+    def _generate(self, noise):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.Tensor, "clamp", lambda tensor, *bounds: tensor)
+            return super()._generate(noise)
+
+
+class SummedGradients(StrongestAmortized):
+    def _find(self):
+        super()._find()
+        self._gradients.mul_(len(self.task.images))
+
+
+class OneGradient(StrongestAmortized):
+    def _find(self):
+        super()._find()
+        self._gradients[1] = self._gradients[0]
+
+
+@native
+@pytest.mark.parametrize("objective", AMORTIZED)
+def test_a_planted_bug_in_amortised_training_is_caught(objective):
+    validator = training.Validator(tiny_task(objective), seed=3)
+
+    def refuses(build, precision: str) -> None:
+        with pytest.raises(ValidationError, match=f"culprit is not timed.*{objective}"):
+            validator.check(Entry("culprit", "strongest", precision, build), build(validator.task))
+
+    for kind in (NotReversed, EntropyLowered, NotClamped, SummedGradients):
+        for precision in ("fp32", "bf16"):
+            refuses(eager(precision, kind), precision)
+    refuses(eager("fp32", OneGradient), "fp32")
+    for precision in ("fp32", "bf16"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("adt_fast.methods.method.reverse_gradient", lambda x_adv: x_adv)
+            refuses(partial(Ours, precision=precision), precision)
 
 
 @native
 def test_a_bug_aborts_the_benchmark(monkeypatch):
-    right = training_contestants._ascend
+    right = strongest._ascend
 
     def forgetful(*tensors, **options):
         right(*tensors, **options | {"step_size": 0.1})
 
-    monkeypatch.setattr(training_contestants, "_ascend", forgetful)
+    monkeypatch.setattr(strongest, "_ascend", forgetful)
     with pytest.raises(ValidationError, match="eager fp32 is not timed"):
         training.main([*TINY, "--objectives", ADT_EXP, "--contestants", "strongest"])
 
@@ -144,8 +203,8 @@ def test_command_line_measures_every_objective(tmp_path, capsys):
     training.main([*TINY, "--output", str(output)])
     document = json.loads(output.read_text())
     assert set(document) == {
-        "machine", "device_name", "settings", "model_flops_per_image", "matmul_flops_per_s", "results", "left_out",
-        "headline", "targets",
+        "machine", "device_name", "settings", "model_flops_per_image", "joint_training_flops_per_image",
+        "matmul_flops_per_s", "results", "left_out", "headline", "figure_6", "targets",
     }  # fmt: skip
     assert {"cpu", "adt_fast", "git_commit"} <= set(document["machine"])
     assert document["settings"]["steps"] == 2 and document["settings"]["image"] == [3, 8, 8]
@@ -163,16 +222,19 @@ def test_command_line_measures_every_objective(tmp_path, capsys):
         assert result["images_per_s"] == pytest.approx(4 / seconds)
         assert result["epoch_s"] == pytest.approx(50_000 / 4 * seconds)
         pgd = result["group"] == "headline" or result["objective"] == AT_PGD
-        passes = 2 if pgd else {ADT_EXP: 4, "standard": 0}[result["objective"]]
-        assert result["model_flops"] == 4 * (passes * flops["input_gradient"] + flops["training"])
+        passes = 2 if pgd else {ADT_EXP: 4, STANDARD: 0}.get(result["objective"], 2)
+        trained = document["joint_training_flops_per_image"].get(result["objective"], flops["training"])
+        assert result["model_flops"] == 4 * (passes * flops["input_gradient"] + trained)
         assert result["ceiling_fraction"] > 0 and result["ratios"]["fastest"] > 0
         assert result["peak_memory_bytes"] is None and result["peak_memory_absent_because"]
         assert result["kernels_outside_model"] is None
         assert result["agreement"]["gradient_cosine"] > 0.9
     assert set(document["headline"]) == {"best", "fp32"} and document["headline"]["fp32"] > 0
+    assert set(document["figure_6"][0]["epoch_s"]) == set(OBJECTIVES)
     assert document["targets"] == []  # the promises are for another size
     printed = capsys.readouterr().out
-    assert "objective  contestant" in printed and "in plain PyTorch at library defaults:" in printed
+    assert "% of matmul" in printed and "in plain PyTorch at library defaults:" in printed
+    assert "Figure 6" in printed
 
 
 def test_flops_of_a_known_model():
@@ -191,6 +253,24 @@ def test_flops_of_a_known_model():
     assert flops.input_gradient == 2 * conv + 2 * fc
     assert flops.training == 2 * conv + 3 * fc  # of the first layer, no gradient of the images
     assert flops.of_step(4, 35) == 4 * (35 * flops.input_gradient + flops.training)
+
+
+def test_flops_of_joint_training():
+    class Generator(nn.Conv2d):
+        latent = None
+
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 6, 10))
+    networks = nn.ModuleDict({"generator": Generator(9, 6, 3, padding=1)})
+    generator, linear = 2 * 9 * 6 * 9 * 8 * 6, 2 * 3 * 8 * 6 * 10
+    assert count_joint_flops(classifier, networks, (3, 8, 6)) == 2 * generator + 3 * linear
+    networks["encoder"] = nn.Conv2d(6, 2, 1)
+    assert count_joint_flops(classifier, networks, (3, 8, 6)) == 2 * generator + 3 * linear + 3 * (2 * 6 * 2 * 8 * 6)
+
+
+def test_the_generator_is_in_proportion_to_the_classifier():
+    widths = {name: training._generator_width(name, (3, 32, 32)) for name in ("wrn-28-10", "wrn-16-4", "wrn-10-1")}
+    assert widths == {"wrn-28-10": 256, "wrn-16-4": 72, "wrn-10-1": 16}
+    assert training._generator_width("small-cnn", (1, 8, 8)) == 16
 
 
 def test_matmul_ceiling():
@@ -250,7 +330,7 @@ def some_document() -> dict:
     training_report.add_ratios(results)
     return {
         "settings": {"device": "cpu", "model": "wrn-16-4", "batch": 16, "image": [3, 32, 32], "steps": 7, "samples": 5},
-        "device_name": "a CPU", "results": results, "headline": training_report.headline(results),
+        "device_name": "a CPU", "results": results, "headline": training_report.headline(results), "figure_6": [],
         "left_out": [{"objective": ADT_EXP, "contestant": "eager fp16", "reason": "out of memory"}],
     }  # fmt: skip
 
@@ -284,6 +364,25 @@ def test_table_and_summary():
         assert part in summary
     drawn = [result["contestant"] for result in training_report.bars(document["results"], ADT_EXP)]
     assert drawn == ["published", "eager fp32", "adt_fast fp32", "adt_fast bf16", "eager bf16", "published at-pgd"]
+
+
+def test_figure_6():
+    def results(contestant: str, group: str, seconds: dict[str, float]) -> list[dict]:
+        return [some_result(contestant, group, "fp32", value, objective) for objective, value in seconds.items()]
+
+    found = training_report.figure_6(
+        results("published", "published", {ADT_EXP: 50.0, ADT_EXP_AM: 5.0, AT_PGD: 10.0, STANDARD: 2.0})
+        + results("eager fp32", "strongest", {ADT_EXP: 30.0, AT_PGD: 6.0})
+        + results("adt_fast fp32", "ours", {ADT_EXP: 20.0, AT_PGD: 5.0})
+        + results("adt_fast bf16", "ours", {ADT_EXP: 10.0})
+    )
+    assert [row["contestant"] for row in found] == ["published", "adt_fast fp32"]
+    assert found[0]["over_at_pgd"] == {STANDARD: 0.2, AT_PGD: 1.0, ADT_EXP: 5.0, ADT_EXP_AM: 0.5}
+    assert found[1]["epoch_s"] == {AT_PGD: 5.0, ADT_EXP: 20.0}
+    lines = training_report.summary(some_document() | {"targets": [], "figure_6": found}).splitlines()
+    (start,) = (i for i, line in enumerate(lines) if line.startswith("Figure 6"))
+    assert lines[start + 1].split() == ["contestant", "standard", "at-pgd", "adt-exp", "adt-exp-am", "adt-imp-am"]
+    assert lines[start + 2].split("  ")[0] == "published" and "50 (5.00)" in lines[start + 2]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")

@@ -1,0 +1,36 @@
+"""benchmarks.methods_study: its table, its runs, and that finished ones are not done again."""
+
+import json
+
+from benchmarks import methods_study
+
+
+def run(method, seed, natural, robust):
+    settings = {"config": "cifar10-cpu", "method": method, "seed": seed}
+    return {"settings": settings, "seconds": 10.0, "natural": natural, "FGSM": robust, "PGD-20": robust, "C&W": robust}
+
+
+def test_the_table_has_a_row_for_each_method():
+    runs = [run("trades", 0, 0.5, 0.3), run("standard", 0, 0.6, 0.0), run("trades", 1, 0.6, 0.4)]
+    header, _, standard, trades = methods_study.table(runs).splitlines()
+    assert header == "| method | natural | FGSM | PGD-20 | C&W | seeds | seconds a run |"
+    assert standard.startswith("| standard | 60.00 +- 0.00 | 0.00 +- 0.00 |")
+    assert trades.startswith("| trades | 55.00 +- 7.07 | 35.00 +- 7.07 |") and trades.endswith("| 2 | 10 |")
+
+
+def test_runs(tmp_path, capsys):
+    """On the digits, which need no files; a second call has nothing to do."""
+    output = tmp_path / "study.json"
+    small = ["--config", "digits", "--epochs", "1", "--train-limit", "64", "--test-limit", "20"]
+    small += ["--output", str(output)]
+    methods_study.main([*small, "--methods", "standard", "at-fgsm", "--seeds", "0", "--jobs", "2"])
+    first = json.loads(output.read_text())
+    assert sorted(run["settings"]["method"] for run in first["runs"]) == ["at-fgsm", "standard"]
+    for run in first["runs"]:
+        assert run["test_images"] == 20 and len(run["losses"]) == 1 and run["resolved"]["precision"] == "fp32"
+        assert all(0 <= run[name] <= 1 for name in methods_study.ACCURACIES)
+        assert run["C&W"] <= run["natural"] and "generator_width" not in run["resolved"]
+    capsys.readouterr()
+    methods_study.main([*small, "--methods", "standard", "--seeds", "0"])
+    assert json.loads(output.read_text()) == first
+    assert capsys.readouterr().out.count("standard") == 1
