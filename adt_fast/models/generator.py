@@ -105,7 +105,8 @@ def _checked_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
     if len(image_size) != 2:
         raise ValueError(f"image_size must be (H, W), got {image_size}")
     check_sizes(**{f"image_size[{index}]": size for index, size in enumerate(image_size)})
-    return tuple(image_size)
+    height, width = image_size
+    return height, width
 
 
 def _initialize(module: nn.Module) -> None:
