@@ -159,7 +159,7 @@ def cosine_cost(natural, perturbed):
 # Amortised attacks and their steps.
 
 
-def generator_inputs(model, x, y, *, epsilon, scale):
+def generator_inputs(model, x, y, *, epsilon, scale, clamp=True):
     """[x, g1, g2] of Section C.2; the batch mean is differentiated as such, and single losses one by one."""
 
     def gradient(at):
@@ -174,7 +174,8 @@ def generator_inputs(model, x, y, *, epsilon, scale):
 
     model.eval()
     g1 = gradient(x)
-    g2 = gradient(project(x + epsilon * g1.sign(), x, epsilon))
+    x_fgsm = x + epsilon * g1.sign()
+    g2 = gradient(x_fgsm.clamp(0, 1) if clamp else x_fgsm)
     return torch.cat([x, g1, g2], 1)
 
 
@@ -248,7 +249,7 @@ def amortized_step(kind, model, networks, x, y, noise, recipe, *, epsilon, entro
 
     networks: state dicts, see :func:`trainable`. noise: r of exp_am, or z of imp_am. trades_weight: None for CE.
     """
-    inputs = generator_inputs(model, x, y, epsilon=epsilon, scale=recipe.gradient_scale)
+    inputs = generator_inputs(model, x, y, epsilon=epsilon, scale=recipe.gradient_scale, clamp=recipe.clamp)
     penalty = torch.zeros((), dtype=torch.float64)
     if kind == "exp_am":
         phi = generator_output(networks["generator"], inputs, training=True)

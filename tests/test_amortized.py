@@ -185,7 +185,8 @@ def test_another_loss_and_other_bounds(problem):
 
 def plain_exp_am(model, generator, images, labels, recipe, entropy_weight):
     """x_adv, penalty, and what the generator gave."""
-    inputs = generator_inputs(copy.deepcopy(model), images, labels, epsilon=EPSILON, scale=recipe.gradient_scale)
+    inputs = generator_inputs(copy.deepcopy(model), images, labels, epsilon=EPSILON, scale=recipe.gradient_scale,
+                              clamp=recipe.clamp)
     phi = generator_output(trainable(generator.state_dict()), inputs, training=True).detach()
     r = the_same_normals(images)
     return *explicit_sample(phi, images, r, recipe, epsilon=EPSILON, entropy_weight=entropy_weight), phi
@@ -194,7 +195,8 @@ def plain_exp_am(model, generator, images, labels, recipe, entropy_weight):
 def plain_imp_am(model, networks, images, labels, recipe):
     """x_adv, penalty, and (z, mean, raw)."""
     states = {name: trainable(network.state_dict()) for name, network in networks.items()}
-    inputs = generator_inputs(copy.deepcopy(model), images, labels, epsilon=EPSILON, scale=recipe.gradient_scale)
+    inputs = generator_inputs(copy.deepcopy(model), images, labels, epsilon=EPSILON, scale=recipe.gradient_scale,
+                              clamp=recipe.clamp)
     z = the_same_latents(images)
     direction = generator_output(states["generator"], inputs, z, training=True).tanh().detach()
     mean, raw = (part.detach() for part in encoder_output(states["encoder"], direction, training=True))
@@ -632,7 +634,9 @@ def test_the_attack_runs_its_networks_in_eval_mode(problem, kind, recipe):
     assert all(module.training for module in model.modules())
 
     scale = attack.gradient_scale
-    inputs = generator_inputs(copy.deepcopy(model), images, labels, epsilon=EPSILON, scale=scale)
+    inputs = generator_inputs(
+        copy.deepcopy(model), images, labels, epsilon=EPSILON, scale=scale, clamp=attack.clamp
+    )
     z = the_same_latents(images) if kind == "imp_am" else None
     output = generator_output(state, inputs, z, training=False).detach()
     if kind == "exp_am":

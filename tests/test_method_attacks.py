@@ -96,6 +96,13 @@ def test_the_gaussian_start_stays_in_the_ball(problem, epsilon):
     assert not torch.equal(found, start)
 
 
+@pytest.mark.parametrize("attack, options", [(PGD, {"random_start": False}), (FGSM, {})])
+def test_a_start_without_a_gradient_is_refused(attack, options):
+    """At the image itself, the divergence from it is flat: such an attack would do nothing."""
+    with pytest.raises(ValueError, match="loss must have a gradient at the image"):
+        attack(TinyClassifier(), loss=KLFromNatural(), **options)
+
+
 @pytest.mark.parametrize("random_start", ["normal", "", 1, None])
 def test_pgd_refuses_other_starts(random_start):
     with pytest.raises(ValueError, match="random_start"):

@@ -20,6 +20,7 @@ from .._layout import preferred_layout, samples_with_layout, with_layout
 from ..input_gradient import GradientSession
 from ..model_state import model_mode
 from .base import Attack
+from .pgd import check_start
 from .recipes import (
     GRADIENT_SCALES,
     ExpAmRecipe,
@@ -49,7 +50,7 @@ class AmortizedAttack(Attack):
             :class:`adt_fast.models.PerturbationGenerator`, on the model's device.
         gradient_scale: of g1 and g2: ``"per_example"``, of each example's own loss; ``"batch_mean"``, that over B; or
             ``"max_abs"``, divided by the largest absolute value in the batch.
-        clamp: clamp adversarial images to the data bounds.
+        clamp: clamp adversarial images, the FGSM example of g2 among them, to the data bounds.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class AmortizedAttack(Attack):
         super().__init__(model, epsilon, **options)
         _check_network("generator", generator)
         check_choice("gradient_scale", gradient_scale, GRADIENT_SCALES)
+        check_start(self.input_gradient.loss, is_random=False)
         self.generator = generator
         self.gradient_scale: GradientScale = gradient_scale
         self.clamp = clamp
@@ -96,9 +98,13 @@ class AmortizedAttack(Attack):
         x = with_layout(images, gradient.layout(images))
         targets = self.targets(gradient, x, labels)
         g1 = gradient(x, targets).grad
-        x_fgsm = ops.linf_step_(x.clone(), g1, x, step_size=self.epsilon, **self.ball)
+        x_fgsm = ops.linf_step_(x.clone(), g1, x, step_size=self.epsilon, **self._bounds)
         g2 = gradient(x_fgsm, targets).grad
         return (torch.cat([x, self._scaled(g1), self._scaled(g2)], 1),)
+
+    @property
+    def _bounds(self) -> dict[str, float]:
+        return self.ball if self.clamp else {"epsilon": self.epsilon, "lower": -math.inf, "upper": math.inf}
 
     def _scaled(self, grad: Tensor) -> Tensor:
         if self.gradient_scale == "batch_mean":
@@ -157,10 +163,9 @@ class EXPAM(AmortizedAttack):
         layout = preferred_layout(inputs)
         phi = self._generate(images, inputs, outputs=2)
         mu, rho = (with_layout(half, layout) for half in phi.chunk(2, 1))
-        bounds = {} if self.clamp else {"lower": -math.inf, "upper": math.inf}
         x_adv, neg_log_density = ops.tanh_gaussian_sample(
             with_layout(images, layout), mu, rho, noise.state, density=self.entropy_weight != 0,
-            log_offset=self.recipe.log_offset, **(self.ball | bounds),
+            log_offset=self.recipe.log_offset, **self._bounds,
         )  # fmt: skip
         noise.advance()
         return AmortizedSample(x_adv, None if neg_log_density is None else self._penalty(neg_log_density, images))

@@ -12,6 +12,7 @@ from .._checks import check_choice
 from .._layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
 from .base import Attack
+from .pgd import check_start
 
 
 class FGSM(Attack):
@@ -33,6 +34,7 @@ class FGSM(Attack):
     ) -> None:
         super().__init__(model, epsilon, **options)
         check_choice("target", target, ("none", "least-likely"))
+        check_start(self.input_gradient.loss, is_random=False)
         self.target = target
 
     @torch.no_grad()

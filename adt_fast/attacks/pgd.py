@@ -11,6 +11,7 @@ from .. import ops
 from .._checks import check_finite, check_int
 from .._layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
+from ..losses import PerExampleLoss, RelativeLoss
 from .base import Attack
 
 _GAUSSIAN_START = 0.001
@@ -43,6 +44,7 @@ class PGD(Attack):
         self.step_size = check_step_size(self.epsilon / 4 if step_size is None else step_size)
         if not isinstance(random_start, bool) and random_start != "gaussian":
             raise ValueError(f"random_start must be True, False or 'gaussian', got {random_start!r}")
+        check_start(self.input_gradient.loss, random_start is not False)
         self.random_start = random_start
 
     @torch.no_grad()
@@ -74,6 +76,13 @@ class PGD(Attack):
         elif self.random_start:
             ops.uniform_start_(x_adv, x, self.noise.state, **self.ball)
         return x_adv
+
+
+def check_start(loss: PerExampleLoss, is_random: bool) -> None:
+    """Raises ValueError where an attack would start at the image on a loss that has no gradient there."""
+    if isinstance(loss, RelativeLoss) and not is_random:
+        raise ValueError(f"loss must have a gradient at the image, where the attack starts, and {loss} has none: it is "
+                         "relative to that image. Start at random")
 
 
 def check_step_size(step_size: float) -> float:

@@ -79,11 +79,16 @@ class JointTraining:
         """Restores what :meth:`state_dict` gave.
 
         Raises:
-            ValueError: if it is of other networks; nothing is changed then.
-            RuntimeError: if a network's weights have other names or shapes.
+            ValueError: if it is of other networks, or a network's weights have other names or shapes; nothing is
+                changed then.
         """
         if set(state) != set(self.networks):
             raise ValueError(f"state must be of the networks {sorted(self.networks)}, got {sorted(state)}")
+        for name, network in self.networks.items():
+            mine, theirs = _shapes(network.state_dict()), _shapes(state[name]["network"])
+            if differing := sorted({key for key, _ in mine ^ theirs}):
+                raise ValueError(f"state must be of a {name} like this one, but {len(differing)} of its tensors differ "
+                                 f"in name or shape, the first is {differing[0]!r}")
         for name, network in self.networks.items():
             network.load_state_dict(state[name]["network"])
             self.optimizers[name].load_state_dict(state[name]["optimizer"])
@@ -98,10 +103,14 @@ class JointTraining:
 
         Raises:
             OSError, CheckpointError: see :func:`adt_fast.checkpoint.load_checkpoint`.
-            ValueError, RuntimeError: see :meth:`load_state_dict`.
+            ValueError: if it is a checkpoint of something else, see :meth:`load_state_dict` too.
         """
         tensors, metadata = load_checkpoint(path)
         if "joint_training" not in metadata:
             raise ValueError(f"{path} is a checkpoint, but not of jointly trained networks")
         self.load_state_dict(unpack_state(tensors, metadata["joint_training"]))
         return metadata["extra"]
+
+
+def _shapes(state: Mapping[str, Tensor]) -> set[tuple[str, torch.Size]]:
+    return {(name, tensor.shape) for name, tensor in state.items()}
