@@ -278,6 +278,13 @@ def test_methods_by_name():
     assert method_spec("standard").defaults() == {"label_smoothing": 0.0}
 
 
+def test_joint_training_needs_networks():
+    model = TinyClassifier()
+    joint = create_method("l2l", model, image_shape=(3, 6, 5), generator_width=4).joint
+    with pytest.raises(TypeError, match="joint must be None for a maximizer without networks, PGD"):
+        Method(create_method("at-pgd", model).maximizer, CrossEntropy(), joint)
+
+
 def test_unknown_methods_and_options():
     with pytest.raises(ValueError, match="did you mean 'adt-exp'"):
         create_method("adt-expp", TinyClassifier())

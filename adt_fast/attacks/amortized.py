@@ -90,7 +90,7 @@ class AmortizedAttack(Attack):
     @torch.no_grad()
     def generator_inputs(self, images: Tensor, labels: Tensor) -> Tensor:
         """[x, g1, g2], ``[B, 3 C, H, W]``, from the model in the attack's ``model_mode``."""
-        settings = (*self.ball.values(), self.gradient_scale)
+        settings = (*self._bounds.values(), self.gradient_scale)
         (inputs,) = self.input_gradient.run(self._stack, images.detach(), labels, key=(type(self), settings))
         return inputs
 

@@ -35,12 +35,20 @@ class Method:
     Args:
         maximizer: perturbs the minibatch; None trains on the images as they are.
         outer_loss: see :data:`OuterLoss`.
-        joint: the training of the maximizer's own networks, if it has any.
+        joint: the training of the maximizer's own networks; None for a maximizer that has none, or whose networks are
+            to stay as they are.
+
+    Raises:
+        TypeError: if ``joint`` is given for a maximizer without networks.
     """
 
     maximizer: Attack | None
     outer_loss: OuterLoss
     joint: JointTraining | None = None
+
+    def __post_init__(self) -> None:
+        if self.joint is not None and not isinstance(self.maximizer, AmortizedAttack):
+            raise TypeError(f"joint must be None for a maximizer without networks, {type(self.maximizer).__name__}")
 
     def perturb(self, images: Tensor, labels: Tensor) -> Perturbed:
         """The images to train on, for a minibatch that was checked.
@@ -51,7 +59,6 @@ class Method:
             return Perturbed(images.unsqueeze(0), None)
         if self.joint is None:
             return Perturbed(self.maximizer.perturb(images, labels), None)
-        assert isinstance(self.maximizer, AmortizedAttack)
         x_adv, penalty = self.maximizer.sample(images, labels)
         return Perturbed(reverse_gradient(x_adv), penalty)
 
