@@ -56,15 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        file = _config_file(arguments)
-        command = _parse(arguments, file)
+        command = _parse(arguments, _config_file(arguments))
     except SystemExit as leaving:  # --help, or words that do not parse; tyro has said what there is to say
         return int(leaving.code or 0)
     except (ValueError, OSError) as error:
         return _fail(error, 2)
     try:
         if isinstance(command, TrainCommand):
-            return _train(command, file)
+            return _train(command)
         if isinstance(command, EvaluateConfig):
             return _evaluate(command)
         if isinstance(command, MethodsCommand):
@@ -86,7 +85,16 @@ def _config_file(arguments: Sequence[str]) -> ConfigFile | None:
 
 
 def _parse(arguments: Sequence[str], file: ConfigFile | None) -> Any:
-    settings = {} if file is None else file.settings
+    if file is None:
+        return _parse_with({}, arguments)
+    command = _parse_with(file.settings, arguments)
+    # Once more, for it is the command that says whose options of the file are meant.
+    is_training = isinstance(command, TrainCommand) and command.method in method_names()
+    return _parse_with(file.settings_for(command.method), arguments) if is_training else command
+
+
+def _parse_with(settings: dict[str, Any], arguments: Sequence[str]) -> Any:
+    """What the arguments say, with these settings as the defaults of training."""
     train = tyro.conf.subcommand("train", default=TrainCommand(**settings))
     command = (
         Annotated[TrainCommand, train]
@@ -98,11 +106,9 @@ def _parse(arguments: Sequence[str], file: ConfigFile | None) -> Any:
     return tyro.cli(command, prog="adt-fast", description="Adversarial distributional training.", args=arguments)
 
 
-def _train(command: TrainCommand, file: ConfigFile | None) -> int:
+def _train(command: TrainCommand) -> int:
     try:
         config = TrainConfig(**{field.name: getattr(command, field.name) for field in fields(TrainConfig)})
-        if file is not None:
-            config = file.without_foreign_options(config)
         if command.print_config:
             print(yaml.safe_dump(config.resolved().as_dict(), sort_keys=False), end="")
             return 0

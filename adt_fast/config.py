@@ -17,6 +17,7 @@ from .data import dataset_names
 from .input_gradient import EngineOptions, Precision
 from .method_options import METHOD_OPTIONS, MethodOptions, grouped
 from .methods import check_options, method_names, method_spec
+from .model_state import ModelMode
 from .schedules import ScheduleName
 
 
@@ -103,6 +104,12 @@ class _Task:
 @dataclass(frozen=True)
 class TrainConfig(MethodOptions, _Task):
     """Train a classifier, and report its natural and PGD-20 accuracy."""
+
+    model_mode: ModelMode = "eval"
+    """Of the network while images are perturbed; the paper does not say, its code has eval."""
+
+    outer_mode: ModelMode = "train"
+    """Of the network in the pass that trains."""
 
     learning_rate: Annotated[float | None, Number, _by_dataset("learning_rate")] = None
     """Highest learning rate of SGD."""

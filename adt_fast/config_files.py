@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -44,21 +44,23 @@ class ConfigFile:
     source: str
     settings: dict[str, Any]
 
-    def defaults(self) -> TrainConfig:
-        """The settings, and the usual defaults for the rest."""
-        return TrainConfig(**self.settings)
-
-    def without_foreign_options(self, config: TrainConfig) -> TrainConfig:
-        """The same, without the options of this file that the chosen method does not have.
+    def settings_for(self, method: str) -> dict[str, Any]:
+        """The settings for a method, without options that it does not have.
 
         So a file that names no method may hold options of several. One that names its method is taken at its word: a
         foreign option in it stays, and is an error.
         """
         if "method" in self.settings:
-            return config
-        known = method_spec(config.method).defaults()
-        foreign = [name for name in METHOD_OPTIONS if name in self.settings and name not in known]
-        return replace(config, **{name: None for name in foreign if getattr(config, name) == self.settings[name]})
+            return self.settings
+        known = method_spec(method).defaults()
+        return {
+            name: value for name, value in self.settings.items() if name not in METHOD_OPTIONS or name in known
+        }
+
+    def config(self, **changes: Any) -> TrainConfig:
+        """The settings with some changed, and the usual defaults for the rest."""
+        method = changes.get("method", self.settings.get("method", TrainConfig.method))
+        return TrainConfig(**(self.settings_for(method) | changes))
 
 
 def load_config_file(source: str) -> ConfigFile:

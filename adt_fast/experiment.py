@@ -117,10 +117,17 @@ class TrainingRun:
             noise=noise,
             engine=config.engine_options(),
             image_shape=self._image_shape,
+            model_mode=config.model_mode,
             **config.method_options(),
         )
-        outer_precision = "fp32" if config.precision in ("fp32", "tf32") else "auto"
-        return Trainer(self.model, optimizer, method, outer_precision=outer_precision)
+        outer_precision = {"auto": "auto", "fp32": "fp32", "tf32": "fp32", "bf16": "bf16", "fp16": "bf16"}
+        return Trainer(
+            self.model,
+            optimizer,
+            method,
+            outer_mode=config.outer_mode,
+            outer_precision=outer_precision[config.precision],
+        )
 
     def _log_epoch(self, result: EpochResult) -> None:
         self.folder.log(event="epoch", **asdict(result))

@@ -26,7 +26,12 @@ def _by_method(option: str, none: str = "none") -> Any:
 
 
 def _parse_start(text: str) -> bool | str:
-    return text if text == "gaussian" else parse_boolean(text)
+    if text == "gaussian":
+        return text
+    try:
+        return parse_boolean(text)
+    except ValueError:
+        raise ValueError(f"expected true, false or gaussian, got {text!r}") from None
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,9 @@ class MethodOptions:
     gradient_scale: Annotated[str | None, argument(str, "per_example|batch_mean|max_abs"),
                               _by_method("gradient_scale")] = None
     """Of the gradients that L2L's generator sees; ADT's recipes have their own."""
+
+    narrow_third_block: Annotated[bool | None, Boolean, _by_method("narrow_third_block")] = None
+    """Narrow the third block of L2L's generator, as the published code of ADT does; ADT's recipes say it for theirs."""
 
     latent_dim: Annotated[int | None, Integer, _by_method("latent_dim")] = None
     """Length of the noise z of implicit distributions."""

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
@@ -62,7 +63,8 @@ class Trainer:
 
     Args:
         model: images ``[B, C, H, W]`` in [0, 1] -> logits; it normalises inside. May be wrapped, as by
-            DistributedDataParallel; minibatches move to its device.
+            DistributedDataParallel, and then jointly trained networks start alike and average their gradients too;
+            minibatches move to its device.
         optimizer: of the model's parameters.
         method: a :class:`adt_fast.methods.Method` for this model, see :func:`adt_fast.methods.create_method`.
         outer_mode: the mode of the model in the outer pass, the one that trains: ``"train"`` (default), ``"eval"``,
@@ -97,6 +99,8 @@ class Trainer:
         self.outer_mode: ModelMode = outer_mode
         self.outer_precision: OuterPrecision = outer_precision
         self._check_batch = BatchCheck(model)
+        if method.joint is not None and isinstance(model, DistributedDataParallel):
+            method.joint.broadcast(model.process_group)
 
     def step(self, images: Tensor, labels: Tensor) -> StepResult:
         """One whole minibatch: inner maximisation, outer loss, backward, optimizer step.
@@ -124,6 +128,8 @@ class Trainer:
             if joint is not None:
                 joint.zero_grad()
             (outer.loss if perturbed.penalty is None else outer.loss + perturbed.penalty).backward()
+        if joint is not None and isinstance(self.model, DistributedDataParallel):
+            joint.average_gradients(self.model.process_group)
         loss, penalty, accuracy = _measured(outer, perturbed.penalty)
         if not math.isfinite(loss + penalty):
             raise FloatingPointError(f"the training loss is {loss}, the penalty {penalty}; the weights were left as "

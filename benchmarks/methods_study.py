@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from adt_fast import NoiseStream
+from adt_fast._atomic_file import atomic_file
 from adt_fast.attacks import FGSM, PGD, Attack
 from adt_fast.config import TrainConfig
 from adt_fast.config_files import load_config_file
@@ -98,10 +99,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def _config(settings: dict[str, Any], data_dir: Path | None, output: Path) -> TrainConfig:
-    file = load_config_file(settings["config"])
     own = {name: value for name, value in settings.items() if name != "config"}
-    config = TrainConfig(**(file.settings | own), data_dir=data_dir, output=output)
-    return file.without_foreign_options(config)
+    return load_config_file(settings["config"]).config(**own, data_dir=data_dir, output=output)
 
 
 def _settings(options: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
@@ -121,7 +120,8 @@ def _add(document: dict[str, Any], run: dict[str, Any], path: Path | None) -> No
     print(f"{settings['method']}, seed {settings['seed']}: "
           + ", ".join(f"{name} {run[name]:.1%}" for name in ACCURACIES) + f", {run['seconds']:.0f} s", flush=True)
     if path is not None:
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        with atomic_file(path) as file:
+            file.write((json.dumps(document, indent=1) + "\n").encode())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -84,7 +84,7 @@ def generator_output(state, inputs, z=None, *, training):
 def encoder_output(state, perturbations, *, training):
     """Four convolutions, average pooling, linear. Small images get zeros below and at the right."""
     examples, channels, height, width = perturbations.shape
-    x = perturbations.new_zeros(examples, channels, max(height, 20), max(width, 20))
+    x = perturbations.new_zeros(examples, channels, max(height, 24), max(width, 24))
     x[:, :, :height, :width] = perturbations
     for layer, stride in enumerate((1, 2, 1, 2)):
         x = F.conv2d(x, state[f"convolutions.{3 * layer}.weight"], stride=stride)

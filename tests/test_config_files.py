@@ -20,8 +20,7 @@ ROWS = {
 
 
 def resolved(name, **changes):
-    file = load_config_file(name)
-    return file.without_foreign_options(TrainConfig(**(file.settings | {"device": "cpu"} | changes))).resolved()
+    return load_config_file(name).config(device="cpu", **changes).resolved()
 
 
 @pytest.mark.parametrize("dataset, epsilon", ROWS)
@@ -41,6 +40,11 @@ def test_the_papers_options():
     am = resolved("cifar10-wrn28-10-adt-exp-am").method_options()
     assert (am["generator_width"], am["generator_learning_rate"], am["entropy_weight"]) == (256, 2e-4, 0.01)
     assert resolved("cifar10-wrn28-10-adt-imp-am").latent_dim == 64
+    assert resolved("cifar10-wrn28-10-at-fgsm").target == "least-likely"
+    assert resolved("cifar10-wrn28-10-at-pgd").steps == resolved("svhn-wrn28-10-at-pgd").steps == 7
+    assert resolved("cifar10-wrn28-10-alp").logit_weight == 0.5
+    assert resolved("cifar10-wrn28-10-feascatter").label_smoothing == 0.5
+    assert resolved("cifar10-wrn28-10-l2l").gradient_scale == "max_abs"
     assert resolved("cifar10-wrn28-10-adt-exp-trades").trades_weight == 6
 
 
@@ -114,6 +118,12 @@ def test_flags_change_what_a_file_says(capsys):
     assert "generator_width" not in config and "config" not in config
     config = printed("--config=cifar10-cpu", "--method", "l2l", "--generator-width", "8", capsys=capsys)
     assert (config["method"], config["generator_width"]) == ("l2l", 8)
+
+
+def test_a_flag_is_not_dropped_for_being_what_the_file_says(capsys):
+    flags = ["--config", "digits", "--method", "at-pgd", "--generator-width", "64", "--print-config"]
+    assert cli.main(["train", *flags]) == 2
+    assert "generator_width is no option of method 'at-pgd'" in capsys.readouterr().err
 
 
 def test_a_foreign_option_is_an_error_where_it_is_meant(tmp_path, capsys):

@@ -9,6 +9,7 @@ import torch
 from plain_adt import TinyClassifier, tiny_batch
 
 from adt_fast import NoiseStream
+from adt_fast.attacks import PGD
 from adt_fast.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -158,6 +159,32 @@ def test_other_networks_are_refused(saved, loaded, options, error, message, path
     with pytest.raises(error, match=message):
         joint.load(path)
     torch.testing.assert_close(joint.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda state: 3, "must be of the networks"),
+        (lambda state: {"generator": state["generator"]["network"]}, "keys 'network' and 'optimizer'"),
+        (lambda state: {"generator": state["generator"] | {"optimizer": {}}}, "as many parameters"),
+        (
+            lambda state: {"generator": state["generator"] | {"optimizer": {"state": {}, "param_groups": []}}},
+            "as many parameters",
+        ),
+    ],
+)
+def test_states_of_another_kind_change_nothing(change, message):
+    other = trainer_of("l2l", seed=3).method.joint.state_dict()
+    joint = trainer_of("l2l", seed=2).method.joint
+    before = copy.deepcopy(joint.state_dict())
+    with pytest.raises(ValueError, match=message):
+        joint.load_state_dict(change(other))
+    torch.testing.assert_close(joint.state_dict(), before, rtol=0, atol=0)
+
+
+def test_only_amortised_maximizers_have_networks_to_train():
+    with pytest.raises(TypeError, match="maximizer must be an AmortizedAttack, got PGD"):
+        JointTraining(PGD(create_model("small-cnn")))
 
 
 def test_files_that_are_something_else(path):

@@ -103,7 +103,16 @@ def test_the_papers_settings():
     assert (scatter.steps, scatter.step_size, scatter.regularization) == (1, EPSILON, 0.01)
 
 
-@pytest.mark.parametrize("make", [colour, grey])
+def one_image():
+    return SmallCNN(num_classes=4, in_channels=1), *grey_batch(1)
+
+
+def double():
+    model, images, labels = colour()
+    return model.double(), images.double(), labels
+
+
+@pytest.mark.parametrize("make", [colour, grey, one_image, double])
 @pytest.mark.parametrize("name", PARTS)
 def test_a_step(name, make, device):
     """Finite, of every network, within epsilon, and with as many draws as the maximizer says."""
@@ -114,7 +123,7 @@ def test_a_step(name, make, device):
     before = [[parameter.detach().clone() for parameter in network.parameters()] for network in networks]
     perturbed = method.perturb(images, labels)
     assert perturbed.images.shape == (1, *images.shape)
-    assert perturbed.images.requires_grad == (name in JOINT)
+    assert perturbed.images.requires_grad == (name in JOINT) and perturbed.images.dtype == images.dtype
     largest = (perturbed.images[0] - images).abs().max()
     assert largest == 0 if name == "standard" else 0 < largest <= EPSILON * (1 + 1e-6)
     assert perturbed.images.min() >= 0 and perturbed.images.max() <= 1
@@ -123,7 +132,7 @@ def test_a_step(name, make, device):
     trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), method)
     results = [trainer.step(images, labels) for _ in range(2)]
     for result in results:
-        assert math.isfinite(result.loss) and result.images == 6 and 0 <= result.accuracy <= 1
+        assert math.isfinite(result.loss) and result.images == len(images) and 0 <= result.accuracy <= 1
         assert math.isfinite(result.penalty) and (result.penalty != 0) <= (name in JOINT)
     for network, old in zip(networks, before, strict=True):
         moved = [not torch.equal(a, b) for a, b in zip(network.parameters(), old, strict=True)]
@@ -156,12 +165,26 @@ def test_defaults_of_some_methods():
         "steps": 10, "step_size": None, "random_start": True, "trades_weight": 6.0, "repeat_natural": False,
     }  # fmt: skip
     assert method_spec("l2l").defaults() == {
-        "generator_width": 256, "gradient_scale": "max_abs", "label_smoothing": 0.0, "generator_learning_rate": 2e-4,
+        "generator_width": 256, "narrow_third_block": True, "gradient_scale": "max_abs", "label_smoothing": 0.0,
+        "generator_learning_rate": 2e-4,
     }  # fmt: skip
     assert method_spec("adt-imp-am").defaults() == {
         "generator_width": 256, "latent_dim": 64, "entropy_weight": None, "recipe": "published",
         "label_smoothing": 0.0, "generator_learning_rate": 2e-4,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in PARTS if name != "standard"])
+def test_the_models_mode_while_it_is_attacked_matters(name):
+    """In train mode, batch norm uses the statistics of the batch: another perturbation."""
+    perturbed = {}
+    for mode in ("eval", "train"):
+        torch.manual_seed(0)
+        model, images, labels = double()
+        method = method_of(name, model, model_mode=mode, engine=FLOAT32)
+        assert method.maximizer.input_gradient.model_mode == mode
+        perturbed[mode] = method.perturb(images, labels).images
+    assert (perturbed["eval"] - perturbed["train"]).abs().max() > 1e-6
 
 
 def test_an_option_that_two_parts_share_is_given_to_both():

@@ -34,7 +34,7 @@ def samples_of(model, images, adversarial):
     return model(torch.cat(list(adversarial)))
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.5, 0.3])
+@pytest.mark.parametrize("smoothing", [0.0, 0.5, 0.3, 0.95])
 def test_cross_entropy(problem, smoothing):
     model, images, adversarial, labels = problem
     plain = copy.deepcopy(model)

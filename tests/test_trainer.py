@@ -283,6 +283,11 @@ def test_joint_training_needs_networks():
     joint = create_method("l2l", model, image_shape=(3, 6, 5), generator_width=4).joint
     with pytest.raises(TypeError, match="joint must be None for a maximizer without networks, PGD"):
         Method(create_method("at-pgd", model).maximizer, CrossEntropy(), joint)
+    other = create_method("l2l", model, image_shape=(3, 6, 5), generator_width=4)
+    with pytest.raises(ValueError, match="joint must train the networks of this maximizer"):
+        Method(other.maximizer, CrossEntropy(), joint)
+    with pytest.raises(TypeError, match="maximizer must be an Attack or None, got str"):
+        Method("pgd", CrossEntropy())
 
 
 def test_unknown_methods_and_options():

@@ -96,10 +96,9 @@ class AmortizedAttack(Attack):
 
     def _stack(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:
         x = with_layout(images, gradient.layout(images))
-        targets = self.targets(gradient, x, labels)
-        g1 = gradient(x, targets).grad
+        g1 = gradient(x, labels).grad
         x_fgsm = ops.linf_step_(x.clone(), g1, x, step_size=self.epsilon, **self._bounds)
-        g2 = gradient(x_fgsm, targets).grad
+        g2 = gradient(x_fgsm, labels).grad
         return (torch.cat([x, self._scaled(g1), self._scaled(g2)], 1),)
 
     @property
@@ -230,6 +229,9 @@ class IMPAM(AmortizedAttack):
     def log_q(self, z: Tensor, direction: Tensor) -> Tensor:
         """log q(z | delta) of each latent ``[B, latent_dim]``; direction is delta / epsilon ``[B, C, H, W]``."""
         mean, raw = (part.to(z.dtype) for part in self.encoder(direction))
+        if mean.shape != z.shape or raw.shape != z.shape:
+            raise ValueError(f"encoder must give mean and spread {list(z.shape)}, got {list(mean.shape)} and "
+                             f"{list(raw.shape)}")
         spread, offset = F.softplus(raw), self.recipe.log_offset
         variance = spread if self.recipe.spread == "variance" else spread.square()
         exponent = -(z - mean).square() / (2 * variance + offset)

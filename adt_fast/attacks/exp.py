@@ -14,7 +14,7 @@ from .._checks import check_finite, check_int, check_samples
 from .._layout import preferred_layout, samples_with_layout, with_layout
 from ..input_gradient import GradientSession
 from .base import Attack, repeated
-from .free_sigma import ascent_step_on_sigma_, rho_of
+from .free_sigma import LEAST_SIGMA, ascent_step_on_sigma_, rho_of
 from .pgd import check_step_size
 from .recipes import ExpRecipe, RecipeName, exp_recipe
 
@@ -95,7 +95,7 @@ class EXP(Attack):
         x = with_layout(images, gradient.layout(images))
         mu, rho = torch.zeros_like(x), torch.full_like(x, self.recipe.rho_init)
         if self.recipe.sigma == "free":
-            rho = self._climb_sigma(gradient, x, labels, mu, F.softplus(rho))
+            rho = self._climb_sigma(gradient, x, labels, mu, F.softplus(rho).clamp(min=LEAST_SIGMA))
         else:
             self._climb_rho(gradient, x, labels, mu, rho)
         x_adv, _ = ops.tanh_gaussian_sample(

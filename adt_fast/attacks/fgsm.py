@@ -47,6 +47,6 @@ class FGSM(Attack):
     def _step(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:
         x = with_layout(images, gradient.layout(images))
         targeted = self.target == "least-likely"
-        targets = gradient.logits(x).argmin(1) if targeted else self.targets(gradient, x, labels)
+        targets = gradient.logits(x).argmin(1) if targeted else labels
         step_size = -self.epsilon if targeted else self.epsilon
         return (ops.linf_step_(x.clone(), gradient(x, targets).grad, x, step_size=step_size, **self.ball),)

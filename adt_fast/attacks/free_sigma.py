@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import ops
 
 _ADAM_EPSILON = 1e-8
-_LEAST_SIGMA = 1e-6
+LEAST_SIGMA = 1e-6
 
 
 def rho_of(sigma: Tensor) -> Tensor:
@@ -50,11 +50,12 @@ def ascent_step_on_sigma_(
             epsilon=epsilon, lower=lower, upper=upper,
         )  # fmt: skip
     weight = entropy_weight / mu.numel() if entropy_reduction == "mean" else entropy_weight
-    directions = (grad_x_adv * grad_scale, torch.full_like(samples[1], weight))
-    d_mu, d_rho = torch.autograd.grad(samples, leaves, directions)
+    # Scaled afterwards, in float32: a 16-bit gradient may carry a loss scale that keeps it from vanishing.
+    directions = (grad_x_adv, torch.full_like(samples[1], weight / grad_scale))
+    d_mu, d_rho = (grad.mul_(grad_scale) for grad in torch.autograd.grad(samples, leaves, directions))
     d_sigma = d_rho / -torch.expm1(-sigma)  # d sigma / d rho = sigmoid(rho) = 1 - exp(-sigma)
     for index, (parameter, fresh) in enumerate(((mu, d_mu), (sigma, d_sigma))):
         grad = fresh if accumulated is None else accumulated[index].add_(fresh)
         direction = grad.sign() if update == "sign" else grad / (grad.abs() + _ADAM_EPSILON)
         parameter.add_(direction, alpha=step_size)
-    sigma.abs_().clamp_(min=_LEAST_SIGMA)
+    sigma.abs_().clamp_(min=LEAST_SIGMA)

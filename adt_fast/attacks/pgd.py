@@ -81,8 +81,8 @@ class PGD(Attack):
 def check_start(loss: PerExampleLoss, is_random: bool) -> None:
     """Raises ValueError where an attack would start at the image on a loss that has no gradient there."""
     if isinstance(loss, RelativeLoss) and not is_random:
-        raise ValueError(f"loss must have a gradient at the image, where the attack starts, and {loss} has none: it is "
-                         "relative to that image. Start at random")
+        raise ValueError(f"loss must have a gradient at the image, where the attack starts, and {loss} has none there: "
+                         "it is relative to the image. PGD with a random start can climb it")
 
 
 def check_step_size(step_size: float) -> float:

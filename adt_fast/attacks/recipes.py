@@ -210,8 +210,8 @@ _IMP_AM_RECIPES = {
 def exp_recipe(recipe: RecipeName | ExpRecipe, **options: Any) -> ExpRecipe:
     """A recipe by name, or the given one, with single options changed: ``exp_recipe("published", accumulate=False)``.
 
-    ``exp_recipe("published,accumulate=false")`` is the same, for command lines and files; values are JSON's, or
-    words.
+    ``exp_recipe("published,accumulate=false")`` is the same, for command lines and files: values are numbers,
+    true, false, none, or words.
 
     Raises:
         TypeError: if ``recipe`` is neither, or an option does not exist or has a value of the wrong type.
@@ -235,24 +235,32 @@ def _recipe(recipe: Any, known: dict[str, Any], options: dict[str, Any]) -> Any:
     if isinstance(recipe, str):
         name, *changes = recipe.split(",")
         check_choice("recipe", name, tuple(known))
-        recipe, options = known[name], _parsed(changes, kind) | options
+        recipe = _changed(known[name], changes)
     if not isinstance(recipe, kind):
         raise TypeError(f"recipe must be 'published', 'paper' or an {kind.__name__}, got {type(recipe).__name__}")
     return replace(recipe, **options)
 
 
-def _parsed(changes: list[str], kind: type) -> dict[str, Any]:
-    """The options that texts such as "rho_init=-5" change."""
-    known = tuple(field.name for field in fields(kind))
+def _changed(recipe: Any, changes: list[str]) -> Any:
+    """The recipe with what texts such as "rho_init=-5" change."""
+    known = tuple(field.name for field in fields(recipe))
     options = {}
     for change in changes:
-        name, equals, value = change.strip().partition("=")
+        name, equals, value = (part.strip() for part in change.partition("="))
         if not equals:
             raise ValueError(f"recipe options are written NAME=VALUE, got {change!r}")
         if name not in known:
             raise ValueError(unknown_name_message("option of the recipe", name, known))
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value  # a word, which needs no quotes here
-    return options
+        options[name] = _parsed(value)
+    try:
+        return replace(recipe, **options)
+    except TypeError as error:  # of what is not Python but a text, which has no types
+        raise ValueError(str(error)) from None
+
+
+def _parsed(text: str) -> Any:
+    """A number, true, false, none, or a word, which needs no quotes."""
+    try:
+        return json.loads({"none": "null"}.get(text.lower(), text.lower()))
+    except ValueError:
+        return text

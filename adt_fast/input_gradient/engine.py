@@ -93,6 +93,7 @@ class GradientSession:
         parts = [part.detach().to(self.dtype).requires_grad_() for part in x.split(self.chunk or len(x))]
         with torch.enable_grad():
             by_part = [self._logits(part) for part in parts]
+            _require_graph(by_part[0])
             logits = torch.cat(by_part).detach().requires_grad_()
             value = objective(logits)
         (grad_logits,) = torch.autograd.grad(value, logits)
@@ -151,8 +152,7 @@ class GradientSession:
             losses = self._loss(logits, labels)
         if losses.shape != labels.shape[:1]:
             raise ValueError(f"loss must give one number per example, [{len(x)}], got {list(losses.shape)}")
-        if not losses.requires_grad:
-            raise RuntimeError("the loss does not depend on the model's input: is part of the model detached?")
+        _require_graph(losses)
         loss_scale = self._loss_scale
         (grad,) = torch.autograd.grad(losses, inner, torch.full_like(losses, scale * loss_scale))
         if grad.dtype != x.dtype:
@@ -509,6 +509,11 @@ class InputGradient:
 def _check_lengths(x: Tensor, labels: Tensor) -> None:
     if len(x) == 0 or len(labels) != len(x):
         raise ValueError(f"x and labels must have one length, at least 1, got {len(x)} and {len(labels)}")
+
+
+def _require_graph(result: Tensor) -> None:
+    if not result.requires_grad:
+        raise RuntimeError("the loss does not depend on the model's input: is part of the model detached?")
 
 
 def _address_free(tensor: Tensor) -> Hashable:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._checks import check_int
+from .._checks import COMPUTE_DTYPES
 from ..attacks import EXPAM, IMPAM, L2L, ExpAmRecipe, ImpAmRecipe, exp_am_recipe, imp_am_recipe
 from ..attacks.recipes import GradientScale, RecipeName
 from ..model_state import device_of
@@ -31,12 +31,7 @@ def exp_am(
 ) -> EXPAM:
     """:class:`EXPAM` with a new generator for images of that shape."""
     recipe = exp_am_recipe(recipe)
-    channels, *size = image_shape
-    generator = PerturbationGenerator(
-        _IMAGE_AND_GRADIENTS * channels, 2 * channels, width=generator_width,
-        narrow_third_block=recipe.narrow_third_block, image_size=tuple(size),
-    )  # fmt: skip
-    generator = _placed(generator, model)
+    generator = _generator(model, image_shape, generator_width, recipe.narrow_third_block, outputs=2)
     return EXPAM(model, epsilon, generator=generator, entropy_weight=entropy_weight, recipe=recipe, **options)
 
 
@@ -53,16 +48,11 @@ def imp_am(
 ) -> IMPAM:
     """:class:`IMPAM` with a new generator and a new encoder for images of that shape."""
     recipe = imp_am_recipe(recipe)
-    check_int("latent_dim", latent_dim, 1, 2**31)
-    channels, *size = image_shape
-    generator = PerturbationGenerator(
-        _IMAGE_AND_GRADIENTS * channels, channels, width=generator_width,
-        narrow_third_block=recipe.narrow_third_block, latent_dim=latent_dim, image_size=tuple(size),
-    )  # fmt: skip
+    generator = _generator(model, image_shape, generator_width, recipe.narrow_third_block, latent_dim=latent_dim)
+    encoder = _placed(VariationalEncoder(image_shape[0], latent_dim), model)
     return IMPAM(
-        model, epsilon, generator=_placed(generator, model),
-        encoder=_placed(VariationalEncoder(channels, latent_dim), model),
-        latent_dim=latent_dim, entropy_weight=entropy_weight, recipe=recipe, **options,
+        model, epsilon, generator=generator, encoder=encoder, latent_dim=latent_dim, entropy_weight=entropy_weight,
+        recipe=recipe, **options,
     )  # fmt: skip
 
 
@@ -72,17 +62,29 @@ def l2l(
     *,
     image_shape: ImageShape,
     generator_width: int = 256,
+    narrow_third_block: bool = True,
     gradient_scale: GradientScale = "max_abs",
     **options: Any,
 ) -> L2L:
     """:class:`L2L` with a new generator, the one of ADT-EXP-AM but for its outputs, as in the paper (Section D.4)."""
+    generator = _generator(model, image_shape, generator_width, narrow_third_block)
+    return L2L(model, epsilon, generator=generator, gradient_scale=gradient_scale, **options)
+
+
+def _generator(
+    model: nn.Module, image_shape: ImageShape, width: int, narrow: bool, *, outputs: int = 1, latent_dim: int = 0
+) -> nn.Module:
+    """A generator of ``outputs`` numbers for each element of an image."""
     channels, *size = image_shape
     generator = PerturbationGenerator(
-        _IMAGE_AND_GRADIENTS * channels, channels, width=generator_width, image_size=tuple(size)
-    )
-    return L2L(model, epsilon, generator=_placed(generator, model), gradient_scale=gradient_scale, **options)
+        _IMAGE_AND_GRADIENTS * channels, outputs * channels, width=width, narrow_third_block=narrow,
+        latent_dim=latent_dim, image_size=tuple(size),
+    )  # fmt: skip
+    return _placed(generator, model)
 
 
 def _placed(network: nn.Module, model: nn.Module) -> nn.Module:
-    """The network where the classifier is, in the layout that convolutions are fastest in, and in train mode."""
-    return network.to(device_of(model), memory_format=torch.channels_last).train()
+    """The network where the classifier is and in its precision, 16 bits aside; channels_last, and in train mode."""
+    dtypes = (parameter.dtype for parameter in model.parameters())
+    dtype = next((dtype for dtype in dtypes if dtype in COMPUTE_DTYPES), torch.float32)
+    return network.to(device_of(model), dtype, memory_format=torch.channels_last).train()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -37,8 +38,8 @@ class JointTraining:
 
     Args:
         maximizer: its networks are trained, in place.
-        generator_learning_rate: of all of them, > 0; the paper's is 2e-4. It stays constant, as in the published code
-            (which decays it after epoch 100 of 76).
+        generator_learning_rate: of all of them, > 0; the paper's is 2e-4. It stays constant, as in the published code,
+            whose decay would begin at epoch 100, beyond the 76 of a run.
 
     The generator's betas are (0.5, 0.999), those of other networks PyTorch's (0.9, 0.999).
 
@@ -47,6 +48,8 @@ class JointTraining:
     """
 
     def __init__(self, maximizer: AmortizedAttack, *, generator_learning_rate: float = 2e-4) -> None:
+        if not isinstance(maximizer, AmortizedAttack):
+            raise TypeError(f"maximizer must be an AmortizedAttack, got {type(maximizer).__name__}")
         check_finite("generator_learning_rate", generator_learning_rate)
         if generator_learning_rate <= 0:
             raise ValueError(f"generator_learning_rate must be > 0, got {generator_learning_rate}")
@@ -82,16 +85,42 @@ class JointTraining:
             ValueError: if it is of other networks, or a network's weights have other names or shapes; nothing is
                 changed then.
         """
-        if set(state) != set(self.networks):
-            raise ValueError(f"state must be of the networks {sorted(self.networks)}, got {sorted(state)}")
-        for name, network in self.networks.items():
-            mine, theirs = _shapes(network.state_dict()), _shapes(state[name]["network"])
-            if differing := sorted({key for key, _ in mine ^ theirs}):
-                raise ValueError(f"state must be of a {name} like this one, but {len(differing)} of its tensors differ "
-                                 f"in name or shape, the first is {differing[0]!r}")
+        if not isinstance(state, Mapping) or set(state) != set(self.networks):
+            given = sorted(state) if isinstance(state, Mapping) else type(state).__name__
+            raise ValueError(f"state must be of the networks {sorted(self.networks)}, got {given}")
+        for name in self.networks:
+            self._check_state(name, state[name])
         for name, network in self.networks.items():
             network.load_state_dict(state[name]["network"])
             self.optimizers[name].load_state_dict(state[name]["optimizer"])
+
+    def broadcast(self, group: dist.ProcessGroup | None = None) -> None:
+        """Every process gets the weights and statistics of the group's first one."""
+        source = dist.get_global_rank(group or dist.group.WORLD, 0)
+        for network in self.networks.values():
+            for tensor in (*network.parameters(), *network.buffers()):
+                dist.broadcast(tensor.detach(), source, group=group)
+
+    def average_gradients(self, group: dist.ProcessGroup | None = None) -> None:
+        """The gradients' mean over the processes of a group, as DistributedDataParallel has it for the classifier."""
+        parameters = (parameter for network in self.networks.values() for parameter in network.parameters())
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        together = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(together, group=group)
+        together.div_(dist.get_world_size(group))
+        for grad, mean in zip(grads, together.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(mean.view_as(grad))
+
+    def _check_state(self, name: str, state: Mapping[str, Any]) -> None:
+        """Raises ValueError where the state is not of this network and its optimizer."""
+        if not isinstance(state, Mapping) or set(state) != {"network", "optimizer"}:
+            raise ValueError(f"state of the {name} must have the keys 'network' and 'optimizer'")
+        mine, theirs = _shapes(self.networks[name].state_dict()), _shapes(state["network"])
+        if differing := sorted({key for key, _ in mine ^ theirs}):
+            raise ValueError(f"state must be of a {name} like this one, but {len(differing)} of its tensors differ in "
+                             f"name or shape, the first is {differing[0]!r}")
+        if _group_sizes(self.optimizers[name].state_dict()) != _group_sizes(state["optimizer"]):
+            raise ValueError(f"state of the {name}'s optimizer must be of as many parameters as this one has")
 
     def save(self, path: str | os.PathLike[str], metadata: dict[str, Any]) -> None:
         """Writes the state and any plain metadata to a file, see :func:`adt_fast.checkpoint.save_checkpoint`."""
@@ -110,6 +139,14 @@ class JointTraining:
             raise ValueError(f"{path} is a checkpoint, but not of jointly trained networks")
         self.load_state_dict(unpack_state(tensors, metadata["joint_training"]))
         return metadata["extra"]
+
+
+def _group_sizes(state: Mapping[str, Any]) -> list[int] | None:
+    """How many parameters each group of an optimizer's state has; None for what is no such state."""
+    try:
+        return [len(group["params"]) for group in state["param_groups"]]
+    except (KeyError, TypeError):
+        return None
 
 
 def _shapes(state: Mapping[str, Tensor]) -> set[tuple[str, torch.Size]]:

@@ -39,7 +39,8 @@ class Method:
             to stay as they are.
 
     Raises:
-        TypeError: if ``joint`` is given for a maximizer without networks.
+        TypeError: if maximizer is no attack, or ``joint`` is given for one without networks.
+        ValueError: if ``joint`` trains other networks than the maximizer's.
     """
 
     maximizer: Attack | None
@@ -47,8 +48,12 @@ class Method:
     joint: JointTraining | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.maximizer, (Attack, type(None))):
+            raise TypeError(f"maximizer must be an Attack or None, got {type(self.maximizer).__name__}")
         if self.joint is not None and not isinstance(self.maximizer, AmortizedAttack):
             raise TypeError(f"joint must be None for a maximizer without networks, {type(self.maximizer).__name__}")
+        if self.joint is not None and self.joint.networks != self.maximizer.networks:
+            raise ValueError("joint must train the networks of this maximizer, not of another")
 
     def perturb(self, images: Tensor, labels: Tensor) -> Perturbed:
         """The images to train on, for a minibatch that was checked.

@@ -51,10 +51,15 @@ class CrossEntropy:
     def __call__(self, model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor) -> OuterResult:
         labels = labels.repeat(len(adversarial))  # [n * B]
         logits = model(adversarial.flatten(0, 1))
-        classes = logits.shape[1]
-        # PyTorch spreads its smoothing over all classes, the true one among them.
-        smoothing = self.label_smoothing * classes / (classes - 1) if classes > 1 else 0.0
-        return OuterResult(F.cross_entropy(logits, labels, label_smoothing=smoothing), logits, labels)
+        loss = F.cross_entropy(logits, labels) if not self.label_smoothing else self._smoothed(logits, labels)
+        return OuterResult(loss, logits, labels)
+
+    def _smoothed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        # PyTorch's own smoothing spreads s over all classes, the true one among them, and takes no s above (K - 1) / K.
+        share = self.label_smoothing / max(1, logits.shape[1] - 1)
+        log_probabilities = logits.log_softmax(1)
+        right = F.nll_loss(log_probabilities, labels)
+        return (1 - self.label_smoothing - share) * right - share * log_probabilities.sum(1).mean()
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from .._checks import check_ball
 from .._suggest import unknown_name_message
 from ..attacks import EXP, FGSM, PGD, FeatureScatter
 from ..input_gradient import EngineOptions
 from ..losses import KLFromNatural
+from ..model_state import ModelMode, check_mode, check_model
 from ..noise import NoiseStream
 from .generators import ImageShape, exp_am, imp_am, l2l
 from .joint import JointTraining
@@ -73,6 +75,7 @@ def create_method(
     *,
     epsilon: float = 8 / 255,
     image_shape: ImageShape | None = None,
+    model_mode: ModelMode = "eval",
     noise: NoiseStream | None = None,
     engine: EngineOptions | None = None,
     **options: Any,
@@ -86,8 +89,8 @@ def create_method(
     Args:
         name: one of :func:`method_names`.
         model: the classifier to be trained; the maximizer attacks it.
-        epsilon, noise, engine: of the maximizer, see :class:`adt_fast.attacks.Attack`; a method without one needs none
-            of them. The engine's default is ``EngineOptions()``, whose precision is chosen for the device.
+        epsilon, model_mode, noise, engine: of the maximizer, see :class:`adt_fast.attacks.Attack`; a method without one
+            needs none of them. The engine's default is ``EngineOptions()``, whose precision is chosen for the device.
         image_shape: (C, H, W) of the images, for the methods that train a generator, whose initial weights are drawn
             from PyTorch's global generator; others need none.
         **options: of the method's parts, for example ``steps`` and ``samples`` of "adt-exp"; see
@@ -98,6 +101,9 @@ def create_method(
         TypeError, ValueError: what the parts raise for a bad value.
     """
     spec = method_spec(name)
+    check_model(model)
+    check_ball(epsilon, 0.0, 1.0)
+    check_mode("model_mode", model_mode)
     check_options(spec, options)
 
     def build(part: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
@@ -107,7 +113,8 @@ def create_method(
     outer_loss = build(spec.outer_loss)
     if spec.maximizer is None:
         return Method(None, outer_loss)
-    more: dict[str, Any] = {"noise": noise, "engine": EngineOptions() if engine is None else engine}
+    engine = EngineOptions() if engine is None else engine
+    more: dict[str, Any] = {"model_mode": model_mode, "noise": noise, "engine": engine}
     if spec.inner_loss is not None:
         more["loss"] = build(spec.inner_loss)
     if spec.joint is not None:
@@ -128,6 +135,6 @@ def _checked_image_shape(name: str, image_shape: ImageShape | None) -> ImageShap
         raise ValueError(f"image_shape must be given, as (C, H, W), for method {name!r} trains a generator")
     if not isinstance(image_shape, (tuple, list)):
         raise TypeError(f"image_shape must be (C, H, W), got {type(image_shape).__name__}")
-    if len(image_shape) != 3 or not all(isinstance(size, int) and size >= 1 for size in image_shape):
+    if len(image_shape) != 3 or not all(type(size) is int and size >= 1 for size in image_shape):
         raise ValueError(f"image_shape must be (C, H, W), three ints of at least 1, got {image_shape!r}")
     return image_shape

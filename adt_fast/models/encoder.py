@@ -14,8 +14,9 @@ class VariationalEncoder(nn.Module):
     """q(z | delta), a diagonal Gaussian: perturbations -> its mean and its spread before softplus (Table 6).
 
     Four convolutions without padding, each with batch norm and LeakyReLU, global average pooling, and a linear layer,
-    which Table 6 calls a 1x1 convolution. 724,384 parameters for 3 channels and 64 latents. Images smaller than 20 x 20
-    are padded with zeros to that size, below which nothing would be left of them.
+    which Table 6 calls a 1x1 convolution. 724,384 parameters for 3 channels and 64 latents. Images smaller than 24 x 24
+    are padded with zeros to that size: below 20 nothing would be left of them, and with a single pixel left, batch norm
+    could not take a batch of one.
 
     Args:
         in_channels: of the perturbation, >= 1.
@@ -27,8 +28,8 @@ class VariationalEncoder(nn.Module):
         TypeError, ValueError: for a size that is no int or below 1, by name.
     """
 
-    SMALLEST = 20
-    """The height and width that the convolutions need."""
+    SMALLEST = 24
+    """Height and width from which the last convolution gives 2 x 2 pixels."""
 
     def __init__(self, in_channels: int = 3, latent_dim: int = 64) -> None:
         super().__init__()

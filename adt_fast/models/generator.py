@@ -48,6 +48,7 @@ class PerturbationGenerator(nn.Module):
         check_sizes(in_channels=in_channels, out_channels=out_channels, width=width)
         check_bool("narrow_third_block", narrow_third_block)
         check_int("latent_dim", latent_dim, 0, 2**31)
+        self.in_channels, self.latent_dim = in_channels, latent_dim
         self.image_size = _checked_image_size(image_size)
         self.latent = None
         if latent_dim:
@@ -67,11 +68,15 @@ class PerturbationGenerator(nn.Module):
         """Inputs ``[B, in_channels, H, W]`` and, with a latent, z ``[B, latent_dim]`` -> ``[B, out_channels, H, W]``.
 
         Raises:
-            ValueError: if z is missing or not wanted, or the images are not of the size that z's layers are made for.
+            ValueError: if inputs or z have other sizes, or z is missing or not wanted.
         """
+        if inputs.dim() != 4 or inputs.shape[1] != self.in_channels:
+            raise ValueError(f"inputs must be [B, {self.in_channels}, H, W], got {list(inputs.shape)}")
         if (z is None) != (self.latent is None):
             raise ValueError("z must be given if, and only if, the generator has a latent_dim")
         if z is not None:
+            if z.shape != (len(inputs), self.latent_dim):
+                raise ValueError(f"z must be {[len(inputs), self.latent_dim]}, got {list(z.shape)}")
             if inputs.shape[2:] != self.image_size:
                 raise ValueError(f"images must be {self.image_size}, for which the generator was made, "
                                  f"got {tuple(inputs.shape[2:])}")
