@@ -1,9 +1,8 @@
 """What every method trains at one budget: ``python -m benchmarks.methods_study --data-dir DIR``.
 
 Trains one network with each method on the same images of CIFAR-10, for as many epochs, with each seed, in float32, and
-tests it on natural images and under FGSM, PGD-20 and C&W (PGD-30 on the margin loss), as the paper's Table 1 does. The
-budget is a CPU's, that of the settings ``cifar10-cpu``. A run that the output file holds already, with the same
-settings, is not done again.
+tests it on natural images and under FGSM, PGD-20 and C&W, as the paper's Table 1 does. The budget is a CPU's, that of
+the settings ``cifar10-cpu``. A run that the output file holds already, with the same settings, is not done again.
 """
 
 from __future__ import annotations
@@ -23,12 +22,11 @@ from torch import nn
 
 from adt_fast import NoiseStream
 from adt_fast._atomic_file import atomic_file
-from adt_fast.attacks import FGSM, PGD, Attack
+from adt_fast.attacks import CW, FGSM, PGD, Attack
 from adt_fast.config import TrainConfig
 from adt_fast.config_files import load_config_file
 from adt_fast.evaluation import evaluate_accuracy
 from adt_fast.experiment import TrainingRun
-from adt_fast.losses import Margin
 from adt_fast.methods import method_names
 
 from . import machine
@@ -38,7 +36,7 @@ from .report import markdown, spread
 ATTACKS: dict[str, Callable[[nn.Module, float, NoiseStream], Attack]] = {
     "FGSM": lambda model, epsilon, noise: FGSM(model, epsilon),
     "PGD-20": lambda model, epsilon, noise: PGD(model, epsilon, steps=20, noise=noise),
-    "C&W": lambda model, epsilon, noise: PGD(model, epsilon, steps=30, loss=Margin(50.0), noise=noise),
+    "C&W": lambda model, epsilon, noise: CW(model, epsilon, noise=noise),
 }
 ACCURACIES = ("natural", *ATTACKS)
 

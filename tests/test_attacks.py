@@ -1,4 +1,4 @@
-"""Attacks: PGD against a plain loop, the ball, the noise, the worst of several candidates, and bad input."""
+"""Attacks: PGD, MIM and C&W against plain loops, the ball, the noise, the worst of candidates, and bad input."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from plain_adt import TinyClassifier, tiny_batch
 
 from adt_fast import NoiseStream, ops
-from adt_fast.attacks import EXP, PGD, Attack, exp_recipe
+from adt_fast.attacks import CW, EXP, MIM, PGD, Attack, exp_recipe
+from adt_fast.losses import KLFromNatural, Margin
 
 EPSILON = 0.1
 
@@ -18,7 +19,8 @@ def problem(device):
 
 
 def attacks(model, **options):
-    yield PGD(model, EPSILON, steps=4, noise=NoiseStream(5), **options)
+    for kind in (PGD, MIM, CW):
+        yield kind(model, EPSILON, steps=4, noise=NoiseStream(5), **options)
     for recipe in ("published", "paper"):
         yield EXP(model, EPSILON, steps=3, samples=2, recipe=recipe, noise=NoiseStream(5), **options)
 
@@ -42,6 +44,52 @@ def test_pgd_against_a_plain_loop(problem, random_start, step_size):
     attack = PGD(model, EPSILON, steps=4, step_size=step_size, random_start=random_start, noise=noise)
     torch.testing.assert_close(attack(images, labels), x.detach(), rtol=0, atol=1e-12)
     assert noise.offset == int(random_start)
+
+
+@pytest.mark.parametrize("decay, step_size", [(1.0, None), (0.5, 0.05), (0.0, None)])
+def test_mim_against_a_plain_loop(problem, decay, step_size):
+    model, images, labels = problem
+    model, images = model.double(), images.double()
+    x, momentum = images.clone(), torch.zeros_like(images)
+    model.eval()
+    for _ in range(4):
+        x = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(model(x), labels), x)
+        momentum = decay * momentum + grad / grad.abs().sum((1, 2, 3), keepdim=True)
+        x = x + (step_size or EPSILON / 4) * momentum.sign()
+        x = torch.min(torch.max(x, images - EPSILON), images + EPSILON).clamp(0, 1)
+    attack = MIM(model, EPSILON, steps=4, step_size=step_size, decay=decay, noise=NoiseStream(7))
+    torch.testing.assert_close(attack(images, labels), x.detach(), rtol=0, atol=1e-12)
+    assert attack.noise.offset == 0
+
+
+@pytest.mark.parametrize("confidence", [50.0, 0.1])
+def test_cw_against_a_plain_loop(problem, confidence):
+    """PGD on the margin, which is flat for images that are misclassified by more than the confidence."""
+    model, images, labels = problem
+    model, images = model.double(), images.double()
+    noise = NoiseStream(7, images.device)
+    x = ops.uniform_start_(images.clone(), images, noise.state, epsilon=EPSILON)
+    model.eval()
+    for _ in range(5):
+        x = x.detach().requires_grad_()
+        logits = model(x)
+        losses = []
+        for row, label in zip(logits, labels, strict=True):
+            wrong = torch.cat([row[:label], row[label + 1 :]]).max()
+            losses.append(torch.minimum(wrong - row[label], torch.tensor(confidence, dtype=row.dtype)))
+        (grad,) = torch.autograd.grad(torch.stack(losses).sum(), x)
+        x = x + EPSILON / 4 * grad.sign()
+        x = torch.min(torch.max(x, images - EPSILON), images + EPSILON).clamp(0, 1)
+    attack = CW(model, EPSILON, steps=5, confidence=confidence, noise=noise)
+    torch.testing.assert_close(attack(images, labels), x.detach(), rtol=0, atol=1e-12)
+
+
+def test_the_papers_settings_are_the_defaults():
+    model = TinyClassifier()
+    assert (MIM(model).steps, MIM(model, 0.1).step_size, MIM(model).decay) == (20, 0.025, 1.0)
+    assert (CW(model).steps, CW(model, 0.1).step_size, CW(model).random_start) == (30, 0.025, True)
+    assert CW(model).input_gradient.loss == Margin(50.0)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -70,7 +118,7 @@ def test_noise_makes_calls_differ_and_seeds_make_them_equal(problem):
     model, images, labels = problem
     for first, second in zip(attacks(model), attacks(model), strict=True):
         once, twice = first(images, labels), first(images, labels)
-        assert not torch.equal(once, twice)
+        assert torch.equal(once, twice) == isinstance(first, MIM), "it draws no noise"
         assert torch.equal(once, second(images, labels))
 
 
@@ -181,6 +229,13 @@ def test_images_elsewhere_are_refused():
         (PGD, {"steps": 2.0}, TypeError, "steps"),
         (PGD, {"step_size": 0.0}, ValueError, "step_size"),
         (PGD, {"noise": 3}, TypeError, "noise"),
+        (MIM, {"steps": -1}, ValueError, "steps"),
+        (MIM, {"step_size": -1.0}, ValueError, "step_size"),
+        (MIM, {"decay": -0.1}, ValueError, "decay"),
+        (MIM, {"decay": "1"}, TypeError, "decay"),
+        (MIM, {"loss": KLFromNatural()}, ValueError, "loss"),
+        (CW, {"confidence": float("inf")}, ValueError, "confidence"),
+        (CW, {"loss": Margin()}, TypeError, "loss"),
         (PGD, {"sampels": 3}, TypeError, "sampels"),
         (EXP, {"samples": 0}, ValueError, "samples"),
         (EXP, {"step_size": float("inf")}, ValueError, "step_size"),

@@ -5,7 +5,8 @@ from .base import Attack
 from .exp import EXP, Maximized
 from .feature_scatter import FeatureScatter
 from .fgsm import FGSM
-from .pgd import PGD
+from .mim import MIM
+from .pgd import CW, PGD
 from .recipes import (
     PAPER,
     PUBLISHED,
@@ -18,11 +19,13 @@ from .recipes import (
 )
 
 __all__ = [
+    "CW",
     "EXP",
     "EXPAM",
     "FGSM",
     "IMPAM",
     "L2L",
+    "MIM",
     "PAPER",
     "PGD",
     "PUBLISHED",

@@ -11,7 +11,7 @@ from .. import ops
 from .._checks import check_finite, check_int
 from .._layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
-from ..losses import PerExampleLoss, RelativeLoss
+from ..losses import Margin, PerExampleLoss, RelativeLoss
 from .base import Attack
 
 _GAUSSIAN_START = 0.001
@@ -76,6 +76,23 @@ class PGD(Attack):
         elif self.random_start:
             ops.uniform_start_(x_adv, x, self.noise.state, **self.ball)
         return x_adv
+
+
+class CW(PGD):
+    """C&W in the L-infinity ball: PGD on the margin loss of Carlini & Wagner (2017), as the paper has it (Section 5.2).
+
+    Args:
+        model, epsilon, step_size, random_start, **options: see :class:`PGD`; the loss is the margin.
+        steps: gradient steps, >= 0. The paper evaluates with 30.
+        confidence: kappa, in logits: an image is left alone once it is misclassified by that margin.
+    """
+
+    def __init__(
+        self, model: nn.Module, epsilon: float = 8 / 255, *, steps: int = 30, confidence: float = 50.0, **options: Any
+    ) -> None:
+        if "loss" in options:
+            raise TypeError("loss is no option of CW, whose loss is the margin: use PGD for another")
+        super().__init__(model, epsilon, steps=steps, loss=Margin(confidence), **options)
 
 
 def check_start(loss: PerExampleLoss, is_random: bool) -> None:
