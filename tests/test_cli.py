@@ -10,6 +10,8 @@ import yaml
 
 from adt_fast import cli
 from adt_fast.checkpoint import load_model
+from adt_fast.config import TrainConfig
+from adt_fast.experiment import TrainingRun
 from adt_fast.method_options import METHOD_OPTIONS
 from adt_fast.methods import method_names, method_spec
 from adt_fast.trainer import Trainer
@@ -152,6 +154,17 @@ def test_bad_flags_get_a_message_and_status_2(flags, message, tmp_path, capsys):
     flattened = " ".join((output.out + output.err).replace("│", " ").split())
     assert message in flattened and "Traceback" not in flattened
     assert not (tmp_path / "runs").exists(), "nothing is left behind"
+
+
+@pytest.mark.parametrize("precision, outer", [("fp32", "fp32"), ("tf32", "fp32"), ("bf16", "bf16"), ("auto", "auto")])
+@pytest.mark.parametrize("method", ["standard", "adt-exp"])
+def test_settings_reach_the_trainer(method, precision, outer):
+    small = {"train_limit": 32, "test_limit": 8, "device": "cpu", "method": method, "precision": precision}
+    trainer = TrainingRun(TrainConfig(model_mode="keep", outer_mode="eval", **small)).trainer
+    assert (trainer.outer_precision, trainer.outer_mode) == (outer, "eval")
+    if method != "standard":
+        engine = trainer.method.maximizer.input_gradient
+        assert (engine.options.precision, engine.model_mode) == (precision, "keep")
 
 
 def test_an_output_folder_in_use_is_refused(tmp_path, capsys):
