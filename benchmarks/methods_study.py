@@ -85,26 +85,43 @@ def accuracies(run: TrainingRun) -> dict[str, float]:
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """One row a method, in the order of the library: mean and standard deviation over seeds, in percent."""
+    """One row a method and what is changed about it, in the order of the library: mean and standard deviation over
+    seeds, in percent."""
     rows = [["method", *ACCURACIES, "seeds", "seconds a run"]]
-    for method in method_names():
-        mine = [run for run in runs if run["settings"]["method"] == method]
-        if mine:
-            cells = [spread([run[name] for run in mine]) for name in ACCURACIES]
-            seconds = sum(run["seconds"] for run in mine) / len(mine)
-            rows.append([method, *cells, str(len(mine)), f"{seconds:.0f}"])
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for run in sorted(runs, key=lambda run: method_names().index(run["settings"]["method"])):
+        by_name.setdefault(_row_name(run["settings"]), []).append(run)
+    for name, mine in by_name.items():
+        cells = [spread([run[accuracy] for run in mine]) for accuracy in ACCURACIES]
+        seconds = sum(run["seconds"] for run in mine) / len(mine)
+        rows.append([name, *cells, str(len(mine)), f"{seconds:.0f}"])
     return markdown(rows)
 
 
+def _row_name(settings: dict[str, Any]) -> str:
+    changes = settings.get("changes", {})
+    return settings["method"] + "".join(f", {name}={value}" for name, value in changes.items())
+
+
 def _config(settings: dict[str, Any], data_dir: Path | None, output: Path) -> TrainConfig:
-    own = {name: value for name, value in settings.items() if name != "config"}
+    own = {name: value for name, value in settings.items() if name not in ("config", "changes")}
+    own |= settings.get("changes", {})
     return load_config_file(settings["config"]).config(**own, data_dir=data_dir, output=output)
 
 
 def _settings(options: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
     changed = {name: getattr(options, name) for name in ("model", "epochs", "train_limit", "test_limit")}
     changed = {name: value for name, value in changed.items() if value is not None}
+    if options.change:
+        changed["changes"] = dict(options.change)
     return {"config": options.config, "method": method, "seed": seed, "precision": options.precision, **changed}
+
+
+def _change(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name, value
 
 
 def _load(path: Path | None) -> dict[str, Any]:
@@ -138,6 +155,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", type=positive, help="instead of the config's")
     add("--train-limit", type=positive, help="instead of the config's")
     add("--test-limit", type=positive, help="instead of the config's")
+    add("--change", type=_change, nargs="+", default=[], metavar="NAME=VALUE",
+        help="options of the methods that are words, such as recipe=paper or gradient_scale=batch_mean")
     add("--jobs", type=positive, default=1, help="runs at a time, which share the threads")
     add("--output", type=Path, metavar="FILE.json", help="where runs are written, and looked for")
     return parser

@@ -18,6 +18,13 @@ def test_the_table_has_a_row_for_each_method():
     assert trades.startswith("| trades | 55.00 +- 7.07 | 35.00 +- 7.07 |") and trades.endswith("| 2 | 10 |")
 
 
+def test_what_is_changed_has_a_row_of_its_own():
+    changed = run("l2l", 0, 0.5, 0.2)
+    changed["settings"] = changed["settings"] | {"changes": {"gradient_scale": "batch_mean"}}
+    _, _, plain, other = methods_study.table([run("l2l", 0, 0.4, 0.3), changed]).splitlines()
+    assert plain.startswith("| l2l | 40.00") and other.startswith("| l2l, gradient_scale=batch_mean | 50.00")
+
+
 def test_runs(tmp_path, capsys):
     """On the digits, which need no files; a second call has nothing to do."""
     output = tmp_path / "study.json"
@@ -34,3 +41,5 @@ def test_runs(tmp_path, capsys):
     methods_study.main([*small, "--methods", "standard", "--seeds", "0"])
     assert json.loads(output.read_text()) == first
     assert capsys.readouterr().out.count("standard") == 1
+    methods_study.main([*small, "--methods", "at-fgsm", "--seeds", "0", "--change", "target=none"])
+    assert json.loads(output.read_text())["runs"][-1]["resolved"]["target"] == "none"
