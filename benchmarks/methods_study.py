@@ -52,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         waiting = [pool.submit(train, settings, options.data_dir, threads) for settings in missing]
         for finished in as_completed(waiting):
             _add(document, finished.result(), options.output)
-    print("\n" + table([run for run in document["runs"] if run["settings"] in wanted]))
+    runs = [run for run in document["runs"] if run["settings"] in wanted]
+    print("\n" + table(runs))
+    for line in differences(runs):
+        print(line)
 
 
 def train(settings: dict[str, Any], data_dir: Path | None, threads: int) -> dict[str, Any]:
@@ -96,6 +99,20 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         seconds = sum(run["seconds"] for run in mine) / len(mine)
         rows.append([name, *cells, str(len(mine)), f"{seconds:.0f}"])
     return markdown(rows)
+
+
+def differences(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """What ADT-EXP adds under PGD-20 to the method without distributions, seed by seed, in points."""
+    robust = {(run["settings"]["method"], run["settings"]["seed"]): run["PGD-20"] for run in runs}
+    lines = []
+    for method, other in (("adt-exp", "at-pgd"), ("adt-exp-trades", "trades")):
+        found = [
+            value - robust[other, seed] for (name, seed), value in robust.items()
+            if name == method and (other, seed) in robust
+        ]  # fmt: skip
+        if found:
+            lines.append(f"PGD-20 of {method} less that of {other}: {spread(found)}")
+    return lines
 
 
 def _row_name(settings: dict[str, Any]) -> str:

@@ -18,6 +18,12 @@ def test_the_table_has_a_row_for_each_method():
     assert trades.startswith("| trades | 55.00 +- 7.07 | 35.00 +- 7.07 |") and trades.endswith("| 2 | 10 |")
 
 
+def test_differences_are_between_runs_of_one_seed():
+    runs = [run("at-pgd", 0, 0.5, 0.30), run("adt-exp", 0, 0.5, 0.32), run("adt-exp", 2, 0.5, 0.9)]
+    runs += [run("at-pgd", 1, 0.5, 0.40), run("adt-exp", 1, 0.5, 0.41)]
+    assert methods_study.differences(runs) == ["PGD-20 of adt-exp less that of at-pgd: 1.50 +- 0.71"]
+
+
 def test_what_is_changed_has_a_row_of_its_own():
     changed = run("l2l", 0, 0.5, 0.2)
     changed["settings"] = changed["settings"] | {"changes": {"gradient_scale": "batch_mean"}}
