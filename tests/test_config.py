@@ -8,6 +8,7 @@ import torch
 from adt_fast._arguments import parse_number
 from adt_fast.config import DATASET_DEFAULTS, TrainConfig, resolve_device
 from adt_fast.data import dataset_names
+from adt_fast.methods import method_names
 from adt_fast.schedules import create_schedule
 
 
@@ -45,6 +46,11 @@ def test_defaults_follow_the_method():
     }  # fmt: skip
     assert TrainConfig(device="cpu", method="standard").resolved().method_options() == {"label_smoothing": 0.0}
     assert TrainConfig(device="cpu", method="l2l").resolved().generator_width == 64
+    rates = {name: TrainConfig(device="cpu", method=name).resolved().learning_rate for name in method_names()}
+    assert {name for name, rate in rates.items() if rate == 0.1} == {name for name in rates if "trades" in name}
+    assert set(rates.values()) == {0.1, 0.2}
+    assert TrainConfig(device="cpu", method="trades", learning_rate=0.3).resolved().learning_rate == 0.3
+    assert TrainConfig(device="cpu", method="trades", dataset="svhn").resolved().learning_rate == 0.1
     assert TrainConfig(device="cpu", method="l2l", dataset="svhn").resolved().generator_width == 256
 
 
