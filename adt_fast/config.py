@@ -15,7 +15,7 @@ from ._checks import check_int
 from ._suggest import unknown_name_message
 from .data import dataset_names
 from .input_gradient import EngineOptions, Precision
-from .method_options import METHOD_OPTIONS, MethodOptions, grouped
+from .method_options import METHOD_OPTIONS, MethodOptions, grouped, without_foreign_options
 from .methods import check_options, method_names, method_spec
 from .model_state import ModelMode
 from .schedules import ScheduleName
@@ -184,12 +184,8 @@ class TrainConfig(MethodOptions, _Task):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a file, without the options that the method does not have."""
-        known = method_spec(self.method).defaults()
-        return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(self).items()
-            if name not in METHOD_OPTIONS or name in known
-        }
+        settings = without_foreign_options(asdict(self), self.method)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
 
     def _dataset_defaults(self, device: torch.device) -> dict[str, Any]:
         defaults = asdict(DATASET_DEFAULTS[self.dataset])

@@ -14,8 +14,7 @@ import yaml
 from ._arguments import parse_number
 from ._suggest import unknown_name_message
 from .config import TrainConfig
-from .method_options import METHOD_OPTIONS
-from .methods import method_spec
+from .method_options import without_foreign_options
 
 _BUNDLED = resources.files("adt_fast") / "configs"
 _NOT_SETTINGS = ("output",)  # a run's own folder is in use when its config.yaml is read again
@@ -50,12 +49,7 @@ class ConfigFile:
         So a file that names no method may hold options of several. One that names its method is taken at its word: a
         foreign option in it stays, and is an error.
         """
-        if "method" in self.settings:
-            return self.settings
-        known = method_spec(method).defaults()
-        return {
-            name: value for name, value in self.settings.items() if name not in METHOD_OPTIONS or name in known
-        }
+        return self.settings if "method" in self.settings else without_foreign_options(self.settings, method)
 
     def config(self, **changes: Any) -> TrainConfig:
         """The settings with some changed, and the usual defaults for the rest."""

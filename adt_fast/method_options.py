@@ -105,3 +105,9 @@ class MethodOptions:
 
 
 METHOD_OPTIONS = tuple(field.name for field in fields(MethodOptions))
+
+
+def without_foreign_options(settings: dict[str, Any], method: str) -> dict[str, Any]:
+    """The settings less the options that the method does not have."""
+    known = method_spec(method).defaults()
+    return {name: value for name, value in settings.items() if name not in METHOD_OPTIONS or name in known}

@@ -8,7 +8,6 @@ the settings ``cifar10-cpu``. A run that the output file holds already, with the
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,6 @@ import torch
 from torch import nn
 
 from adt_fast import NoiseStream
-from adt_fast._atomic_file import atomic_file
 from adt_fast.attacks import CW, FGSM, PGD, Attack
 from adt_fast.config import TrainConfig
 from adt_fast.config_files import load_config_file
@@ -29,9 +27,9 @@ from adt_fast.evaluation import evaluate_accuracy
 from adt_fast.experiment import TrainingRun
 from adt_fast.methods import method_names
 
-from . import machine
 from .arguments import positive
 from .report import markdown, spread
+from .study import add_run, load_study
 
 ATTACKS: dict[str, Callable[[nn.Module, float, NoiseStream], Attack]] = {
     "FGSM": lambda model, epsilon, noise: FGSM(model, epsilon),
@@ -44,14 +42,16 @@ ACCURACIES = ("natural", *ATTACKS)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study from the command line."""
     options = _parser().parse_args(arguments)
-    document = _load(options.output)
+    document = load_study(options.output)
     wanted = [_settings(options, method, seed) for seed in options.seeds for method in options.methods]
     missing = [settings for settings in wanted if all(run["settings"] != settings for run in document["runs"])]
     threads = max(1, torch.get_num_threads() // options.jobs)
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         waiting = [pool.submit(train, settings, options.data_dir, threads) for settings in missing]
         for finished in as_completed(waiting):
-            _add(document, finished.result(), options.output)
+            run = finished.result()
+            add_run(document, run, run["resolved"]["device"], options.output)
+            _report(run)
     runs = [run for run in document["runs"] if run["settings"] in wanted]
     print("\n" + table(runs))
     for line in differences(runs):
@@ -141,19 +141,10 @@ def _change(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _load(path: Path | None) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path is not None and path.exists() else {"machine": None, "runs": []}
-
-
-def _add(document: dict[str, Any], run: dict[str, Any], path: Path | None) -> None:
-    document["runs"].append(run)
-    document["machine"] = machine.describe(torch.device(run["resolved"]["device"]))
+def _report(run: dict[str, Any]) -> None:
     settings = run["settings"]
     print(f"{settings['method']}, seed {settings['seed']}: "
           + ", ".join(f"{name} {run[name]:.1%}" for name in ACCURACIES) + f", {run['seconds']:.0f} s", flush=True)
-    if path is not None:
-        with atomic_file(path) as file:
-            file.write((json.dumps(document, indent=1) + "\n").encode())
 
 
 def _parser() -> argparse.ArgumentParser:

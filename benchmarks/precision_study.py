@@ -8,7 +8,6 @@ seeds. A run that the output file holds already, with the same settings, is not 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -16,14 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adt_fast.config import TrainConfig
 from adt_fast.experiment import TrainingRun
 
-from . import machine
 from .arguments import positive
 from .report import aligned, spread
+from .study import add_run, load_study
 
 ACCURACIES = ("natural", "PGD-20")
 
@@ -31,19 +28,16 @@ ACCURACIES = ("natural", "PGD-20")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study from the command line."""
     options = _parser().parse_args(arguments)
-    document = _load(options.output)
+    document = load_study(options.output)
     for seed in options.seeds:
         for precision in options.precisions:
             settings = _settings(options, precision, seed)
             if any(run["settings"] == settings for run in document["runs"]):
                 continue
             run = train(settings, options.data_dir)
-            document["runs"].append(run)
-            document["machine"] = machine.describe(torch.device(run["device"]))
+            add_run(document, run, run["device"], options.output)
             print(f"{precision}, seed {seed}: " + ", ".join(f"{name} {run[name]:.2%}" for name in ACCURACIES)
                   + f", {run['seconds']:.0f} s", flush=True)
-            if options.output is not None:
-                options.output.write_text(json.dumps(document, indent=1) + "\n")
     print("\n" + table(document["runs"]))
 
 
@@ -89,10 +83,6 @@ def table(runs: list[dict[str, Any]]) -> str:
 def _settings(options: argparse.Namespace, precision: str, seed: int) -> dict[str, Any]:
     names = ("method", "model", "epochs", "batch_size", "train_limit", "test_limit", "device")
     return {name: getattr(options, name) for name in names} | {"precision": precision, "seed": seed}
-
-
-def _load(path: Path | None) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path is not None and path.exists() else {"machine": None, "runs": []}
 
 
 def _parser() -> argparse.ArgumentParser:

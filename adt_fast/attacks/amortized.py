@@ -19,8 +19,8 @@ from .._checks import check_choice, check_finite, check_int
 from .._layout import preferred_layout, samples_with_layout, with_layout
 from ..input_gradient import GradientSession
 from ..model_state import model_mode
+from ._checks import check_start
 from .base import Attack
-from .pgd import check_start
 from .recipes import (
     GRADIENT_SCALES,
     ExpAmRecipe,
@@ -90,20 +90,20 @@ class AmortizedAttack(Attack):
     @torch.no_grad()
     def generator_inputs(self, images: Tensor, labels: Tensor) -> Tensor:
         """[x, g1, g2], ``[B, 3 C, H, W]``, from the model in the attack's ``model_mode``."""
-        settings = (*self._bounds.values(), self.gradient_scale)
+        settings = (*self._sampling_ball.values(), self.gradient_scale)
         (inputs,) = self.input_gradient.run(self._stack, images.detach(), labels, key=(type(self), settings))
         return inputs
 
     def _stack(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:
         x = with_layout(images, gradient.layout(images))
         g1 = gradient(x, labels).grad
-        x_fgsm = ops.linf_step_(x.clone(), g1, x, step_size=self.epsilon, **self._bounds)
+        x_fgsm = ops.linf_step_(x.clone(), g1, x, step_size=self.epsilon, **self._sampling_ball)
         g2 = gradient(x_fgsm, labels).grad
         return (torch.cat([x, self._scaled(g1), self._scaled(g2)], 1),)
 
     @property
-    def _bounds(self) -> dict[str, float]:
-        return self.ball if self.clamp else {"epsilon": self.epsilon, "lower": -math.inf, "upper": math.inf}
+    def _sampling_ball(self) -> dict[str, float]:
+        return self.ball if self.clamp else self.unclamped_ball
 
     def _scaled(self, grad: Tensor) -> Tensor:
         if self.gradient_scale == "batch_mean":
@@ -164,7 +164,7 @@ class EXPAM(AmortizedAttack):
         mu, rho = (with_layout(half, layout) for half in phi.chunk(2, 1))
         x_adv, neg_log_density = ops.tanh_gaussian_sample(
             with_layout(images, layout), mu, rho, noise.state, density=self.entropy_weight != 0,
-            log_offset=self.recipe.log_offset, **self._bounds,
+            log_offset=self.recipe.log_offset, **self._sampling_ball,
         )  # fmt: skip
         noise.advance()
         return AmortizedSample(x_adv, None if neg_log_density is None else self._penalty(neg_log_density, images))

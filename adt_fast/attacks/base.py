@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -106,6 +107,11 @@ class Attack(ABC):
         """epsilon, lower and upper, as the operators take them."""
         return {"epsilon": self.epsilon, "lower": self.lower, "upper": self.upper}
 
+    @property
+    def unclamped_ball(self) -> dict[str, float]:
+        """The same without data bounds."""
+        return self.ball | {"lower": -math.inf, "upper": math.inf}
+
     def targets(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> Tensor:
         """What the loss compares logits with: the labels, or what it makes of the logits of the natural images."""
         loss = self.input_gradient.loss
@@ -128,5 +134,4 @@ def repeated(targets: Tensor, samples: int) -> Tensor:
 
 def seeded_by_torch(device: torch.device | None = None) -> NoiseStream:
     """A noise stream on the device (default: the CPU), its seed drawn from torch's default generator."""
-    with torch.inference_mode(False):  # for the stream is advanced in place wherever it is used
-        return NoiseStream(int(torch.randint(2**62, ())), device or "cpu")
+    return NoiseStream(int(torch.randint(2**62, ())), device or "cpu")

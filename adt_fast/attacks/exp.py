@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +12,9 @@ from .. import ops
 from .._checks import check_finite, check_int, check_samples
 from .._layout import preferred_layout, samples_with_layout, with_layout
 from ..input_gradient import GradientSession
+from ._checks import check_step_size
 from .base import Attack, repeated
 from .free_sigma import LEAST_SIGMA, ascent_step_on_sigma_, rho_of
-from .pgd import check_step_size
 from .recipes import ExpRecipe, RecipeName, exp_recipe
 
 
@@ -158,4 +157,4 @@ class EXP(Attack):
 
     @property
     def _sampling_ball(self) -> dict[str, float]:
-        return self.ball if self.recipe.clamp else {"epsilon": self.epsilon, "lower": -math.inf, "upper": math.inf}
+        return self.ball if self.recipe.clamp else self.unclamped_ball

@@ -13,8 +13,8 @@ from .. import ops
 from .._checks import check_finite, check_int, check_not_negative
 from .._layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
+from ._checks import check_step_size
 from .base import Attack
-from .pgd import check_step_size
 
 
 class FeatureScatter(Attack):

@@ -11,8 +11,8 @@ from .. import ops
 from .._checks import check_choice
 from .._layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
+from ._checks import check_start
 from .base import Attack
-from .pgd import check_start
 
 
 class FGSM(Attack):

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._checks import check_finite, check_int
+from .._checks import check_int
 from .._layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
-from ..losses import Margin, PerExampleLoss, RelativeLoss
+from ..losses import Margin
+from ._checks import check_start, check_step_size
 from .base import Attack
 
 _GAUSSIAN_START = 0.001
@@ -93,18 +94,3 @@ class CW(PGD):
         if "loss" in options:
             raise TypeError("loss is no option of CW, whose loss is the margin: use PGD for another")
         super().__init__(model, epsilon, steps=steps, loss=Margin(confidence), **options)
-
-
-def check_start(loss: PerExampleLoss, is_random: bool) -> None:
-    """Raises ValueError where an attack would start at the image on a loss that has no gradient there."""
-    if isinstance(loss, RelativeLoss) and not is_random:
-        raise ValueError(f"loss must have a gradient at the image, where the attack starts, and {loss} has none there: "
-                         "it is relative to the image. PGD with a random start can climb it")
-
-
-def check_step_size(step_size: float) -> float:
-    """The step size of an attack as a float; raises TypeError or ValueError where it is not a finite number > 0."""
-    check_finite("step_size", step_size)
-    if step_size <= 0:
-        raise ValueError(f"step_size must be > 0, got {step_size}")
-    return float(step_size)

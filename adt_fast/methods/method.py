@@ -14,7 +14,7 @@ from ..losses import PerExampleLoss
 from .joint import JointTraining, reverse_gradient
 from .outer_losses import OuterLoss
 
-# Of every attack, of the data, or what a recipe says.
+# What create_method gives to every part by itself, and what attacks share.
 _COMMON_OPTIONS = {"model", "epsilon", "image_shape", "maximizer", "options"}
 
 

@@ -100,6 +100,10 @@ class PublishedAmortized(Contestant):
         for optimizer in optimizers:
             optimizer.step()
 
+    def model_pass(self) -> None:
+        self.model.eval()
+        self._gradient(self.task.images)
+
     def sample(self, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """x_adv and the penalty, with their graphs."""
         task, x = self.task, self.task.images

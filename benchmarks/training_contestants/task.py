@@ -114,9 +114,9 @@ class Contestant(ABC):
     def step(self, noise: Noise | None = None) -> None:
         """One whole minibatch."""
 
+    @abstractmethod
     def model_pass(self) -> None:
-        """What the classifier does in one inner step, where there are any: forward and backward."""
-        raise NotImplementedError
+        """What the classifier does for one gradient of the images: forward and backward."""
 
     def momentum(self) -> Iterator[Tensor]:
         """The optimizer's momentum: after the first step, the gradient of the weights and their decay."""

@@ -1,0 +1,21 @@
+"""Checks of options that several attacks have."""
+
+from __future__ import annotations
+
+from .._checks import check_finite
+from ..losses import PerExampleLoss, RelativeLoss
+
+
+def check_step_size(step_size: float) -> float:
+    """The step size of an attack as a float; raises TypeError or ValueError where it is not a finite number > 0."""
+    check_finite("step_size", step_size)
+    if step_size <= 0:
+        raise ValueError(f"step_size must be > 0, got {step_size}")
+    return float(step_size)
+
+
+def check_start(loss: PerExampleLoss, is_random: bool) -> None:
+    """Raises ValueError where an attack would start at the image on a loss that has no gradient there."""
+    if isinstance(loss, RelativeLoss) and not is_random:
+        raise ValueError(f"loss must have a gradient at the image, where the attack starts, and {loss} has none there: "
+                         "it is relative to the image. PGD with a random start can climb it")
