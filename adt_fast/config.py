@@ -205,8 +205,8 @@ class TrainConfig(MethodOptions, _Task):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """Report a trained classifier's natural and PGD-20 accuracy."""
+class TrainedModelConfig:
+    """Which trained model, and on which images."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """A run folder, or its model.safetensors."""
@@ -230,7 +230,7 @@ class EvaluateConfig:
     """Images that are attacked at once."""
 
     seed: Annotated[int, Integer] = 0
-    """Of the attack's random start; >= 0."""
+    """Of the random numbers; >= 0."""
 
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto (the GPU if there is one), cpu, cuda, cuda:1, ..."""

@@ -1,4 +1,4 @@
-"""A run from its settings to its results: data, model, training, evaluation, run folder."""
+"""A training run from its settings to its results: data, model, training, evaluation, run folder."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._checks import check_int
 from .attacks import PGD
-from .checkpoint import load_model, save_model
-from .config import DATASET_DEFAULTS, EvaluateConfig, TrainConfig, check_known, default_test_limit, resolve_device
-from .data import BatchLoader, ImageData, dataset_names, load_dataset
+from .checkpoint import save_model
+from .config import DATASET_DEFAULTS, TrainConfig
+from .data import BatchLoader, ImageData, load_dataset
 from .evaluation import Accuracy, evaluate_accuracy
 from .methods import create_method
 from .models import create_model
 from .noise import NoiseStream
-from .run_folder import CHECKPOINT_NAME, RunFolder
+from .run_folder import RunFolder
 from .schedules import create_schedule
 from .trainer import EpochResult, Trainer
 
@@ -47,7 +46,7 @@ class TrainingRun:
         self.model = create_model(config.model, **self._model_kwargs)
         self.model.to(config.device, memory_format=torch.channels_last)
         self.train_loader = self._train_loader(train_data)
-        self.test_loader = _test_loader(test_data, config.device)
+        self.test_loader = BatchLoader(test_data, 256, device=config.device, channels_last=True)
         self.trainer = self._trainer()
         self._agreements_logged = 0
         if config.output is None:
@@ -155,47 +154,6 @@ def evaluate_natural_and_pgd(model: nn.Module, data: BatchLoader, attack: PGD) -
     }
 
 
-class EvaluationRun:
-    """The evaluation of a trained model, ready to start.
-
-    Args:
-        config: see :class:`adt_fast.config.EvaluateConfig`.
-
-    Raises:
-        ValueError: if a setting is unknown or impossible, or the file is no checkpoint of a model.
-        OSError: if the checkpoint or data are missing.
-        ImportError: if the data set needs a package that is not installed.
-    """
-
-    def __init__(self, config: EvaluateConfig) -> None:
-        self.config = config
-        check_int("seed", config.seed, 0, 2**63)
-        device = resolve_device(config.device)
-        path = config.run / CHECKPOINT_NAME if config.run.is_dir() else config.run
-        model, metadata = load_model(path)
-        trained_with: dict[str, Any] = metadata["extra"]
-        self.dataset = self._setting("dataset", trained_with)
-        check_known("dataset", self.dataset, dataset_names())
-        self.epsilon: float = self._setting("epsilon", trained_with)
-        limit = config.test_limit if config.test_limit is not None else default_test_limit(self.dataset, device)
-        data = load_dataset(self.dataset, "test", data_dir=config.data_dir, download=config.download, limit=limit)
-        _check_fits(data, metadata["model_kwargs"])
-        self.model = model.to(device, memory_format=torch.channels_last)
-        self.loader = _test_loader(data, device, config.batch_size)
-        self.attack = pgd_20(self.model, self.epsilon, config.seed)
-
-    def evaluate(self) -> dict[str, Accuracy]:
-        """Natural and PGD-20 accuracy on the test images."""
-        return evaluate_natural_and_pgd(self.model, self.loader, self.attack)
-
-    def _setting(self, name: str, trained_with: dict[str, Any]) -> Any:
-        value = getattr(self.config, name)
-        value = trained_with.get(name) if value is None else value
-        if value is None:
-            raise ValueError(f"{name} must be given: the checkpoint does not tell which it was trained with")
-        return value
-
-
 def _model_kwargs(data: ImageData) -> dict[str, Any]:
     """What a model for the data set is made with."""
     return {
@@ -204,15 +162,3 @@ def _model_kwargs(data: ImageData) -> dict[str, Any]:
         "mean": list(data.mean),
         "std": list(data.std),
     }
-
-
-def _test_loader(data: ImageData, device: torch.device | str, batch_size: int = 256) -> BatchLoader:
-    return BatchLoader(data, batch_size, device=device, channels_last=True)
-
-
-def _check_fits(data: ImageData, model_kwargs: dict[str, Any]) -> None:
-    """Raises ValueError where a model of these settings takes no such images, or knows other classes."""
-    for name, wanted in _model_kwargs(data).items():
-        if name in ("num_classes", "in_channels") and model_kwargs.get(name, wanted) != wanted:
-            raise ValueError(f"dataset {data.name!r} does not fit the model: it has {name}={wanted}, the model "
-                             f"{model_kwargs[name]}")
