@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from ._arguments import Folder, Integer, Number, Text, default_is
+from ._arguments import Folder, Integer, Number, Text, argument, default_is
 from ._checks import check_int
 from ._suggest import unknown_name_message
 from .data import dataset_names
@@ -159,6 +159,9 @@ class TrainConfig(MethodOptions, _Task):
         """
         check_known("dataset", self.dataset, dataset_names())
         device = resolve_device(self.device)
+        if self.norm == "l2" and self.epsilon is None:
+            raise ValueError("epsilon must be given with norm l2, as a Euclidean length such as 0.5: the defaults are "
+                             "radii of the L-infinity ball")
         config = replace(self, device=str(device), **self._dataset_defaults(device), **self._method_defaults())
         for name in ("epochs", "batch_size"):
             check_int(name, getattr(config, name), 1, 2**31)
@@ -225,6 +228,9 @@ class TrainedModelConfig:
 
     epsilon: Annotated[float | None, Number, default_is("the one it was trained with")] = None
     """Radius of the L-infinity ball, in units where images are in [0, 1]; fractions such as 8/255 will do."""
+
+    norm: Annotated[str | None, argument(str, "linf|l2"), default_is("the one it was trained with, or linf")] = None
+    """Of the ball."""
 
     batch_size: Annotated[int, Integer] = 256
     """Images that are attacked at once."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .attacks import PGD
+from .attacks import PGD, Norm
 from .checkpoint import save_model
 from .config import DATASET_DEFAULTS, TrainConfig
 from .data import BatchLoader, ImageData, load_dataset
@@ -81,7 +81,7 @@ class TrainingRun:
 
     def evaluate(self) -> dict[str, Accuracy]:
         """Natural and PGD-20 accuracy on the test images; also logged."""
-        attack = pgd_20(self.model, self.config.epsilon, self.config.seed)
+        attack = pgd_20(self.model, self.config.epsilon, self.config.norm or "linf", self.config.seed)
         results = evaluate_natural_and_pgd(self.model, self.test_loader, attack)
         self.folder.log(event="test", **{name: asdict(accuracy) for name, accuracy in results.items()})
         return results
@@ -141,9 +141,9 @@ class TrainingRun:
             self._agreements_logged = len(engine.guard.history)
 
 
-def pgd_20(model: nn.Module, epsilon: float, seed: int) -> PGD:
+def pgd_20(model: nn.Module, epsilon: float, norm: Norm, seed: int) -> PGD:
     """The attack of the closing table: 20 steps of size epsilon / 4 from a random start (paper, Section 5.2)."""
-    return PGD(model, epsilon, steps=20, noise=NoiseStream(seed))
+    return PGD(model, epsilon, steps=20, norm=norm, noise=NoiseStream(seed))
 
 
 def evaluate_natural_and_pgd(model: nn.Module, data: BatchLoader, attack: PGD) -> dict[str, Accuracy]:

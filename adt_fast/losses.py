@@ -36,9 +36,52 @@ class Margin:
         check_finite("confidence", self.confidence)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        right = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-        wrong = logits.scatter(1, labels.unsqueeze(1), -float("inf")).amax(1)
-        return (wrong - right).clamp(max=self.confidence)
+        return _best_other_less(logits, labels).clamp(max=self.confidence)
+
+
+def _best_other_less(logits: Tensor, classes: Tensor) -> Tensor:
+    """The best logit of another class less that of the given one, ``[N]``."""
+    index = classes.unsqueeze(1)
+    others = logits.scatter(1, index, -float("inf")).amax(1)
+    return others - logits.gather(1, index).squeeze(1)
+
+
+@dataclass(frozen=True)
+class TargetMargin:
+    """The target class's logit less the best other one, at most ``confidence``, ``[N]``: C&W's loss towards a class.
+
+    Args:
+        confidence: kappa, in logits, finite.
+    """
+
+    confidence: float = 50.0
+
+    def __post_init__(self) -> None:
+        check_finite("confidence", self.confidence)
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return -_best_other_less(logits, targets).clamp(min=-self.confidence)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Minus another loss, so that raising it lowers that one."""
+
+    loss: PerExampleLoss
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return -self.loss(logits, labels)
+
+
+def towards(loss: PerExampleLoss) -> PerExampleLoss:
+    """What a targeted attack raises where an untargeted one raises ``loss``.
+
+    Raises:
+        ValueError: for a loss relative to the natural image, which knows no class.
+    """
+    if isinstance(loss, RelativeLoss):
+        raise ValueError(f"loss must be of a class for a targeted attack, and {loss} is relative to the natural image")
+    return TargetMargin(loss.confidence) if isinstance(loss, Margin) else Lowered(loss)
 
 
 class RelativeLoss(ABC):

@@ -55,6 +55,9 @@ class MethodOptions:
                               _by_method("entropy_weight", "the recipe's (1; paper: 0.01)")] = None
     """Lambda, the weight of the distribution's entropy."""
 
+    norm: Annotated[str | None, argument(str, "linf|l2"), _by_method("norm")] = None
+    """Of PGD's ball; in l2, --epsilon must be given, a Euclidean length such as 0.5."""
+
     random_start: Annotated[bool | str | None, argument(_parse_start, "true|false|gaussian"),
                             _by_method("random_start")] = None
     """Start PGD from a uniform point of the ball, from the image, or from the image and a little Gaussian noise."""

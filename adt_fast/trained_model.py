@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from ._checks import check_int
+from ._checks import check_choice, check_int
+from .attacks import Norm
 from .checkpoint import load_model
 from .config import TrainedModelConfig, check_known, default_test_limit, resolve_device
 from .data import BatchLoader, ImageData, dataset_names, load_dataset
@@ -39,6 +40,8 @@ class TrainedModel:
         self.dataset: str = self._setting("dataset")
         check_known("dataset", self.dataset, dataset_names())
         self.epsilon: float = self._setting("epsilon")
+        self.norm: Norm = config.norm or self.trained_with.get("norm") or "linf"
+        check_choice("norm", self.norm, get_args(Norm))
         limit = config.test_limit if config.test_limit is not None else default_test_limit(self.dataset, self.device)
         self.data = self._load("test", limit)
         """The test images, as many as were asked for."""
@@ -48,7 +51,8 @@ class TrainedModel:
     @property
     def headline(self) -> str:
         """What is evaluated, in a line."""
-        return (f"{self.config.run} on {len(self.data)} test images of {self.dataset}, epsilon {self.epsilon:.4g}")
+        ball = "" if self.norm == "linf" else " in L2"
+        return f"{self.config.run} on {len(self.data)} test images of {self.dataset}, epsilon {self.epsilon:.4g}{ball}"
 
     @cached_property
     def loader(self) -> BatchLoader:

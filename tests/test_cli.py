@@ -109,6 +109,7 @@ def test_every_method_trains(method, tmp_path, capsys):
     "flags",
     [
         ["--method", "at-pgd", "--steps", "2", "--step-size", "1/50"],
+        ["--method", "at-pgd", "--norm", "l2", "--epsilon", "0.5"],
         ["--recipe", "paper", "--samples", "2", "--steps", "1", "--entropy-weight", "0.1"],
         ["--method", "standard", "--model", "wrn-10-1", "--schedule", "step", "--batch-size", "50"],
     ],

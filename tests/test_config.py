@@ -42,7 +42,7 @@ def test_defaults_follow_the_method():
         "label_smoothing": 0.0,
     }  # fmt: skip
     assert TrainConfig(device="cpu", method="at-pgd").resolved().method_options() == {
-        "steps": 7, "random_start": True, "label_smoothing": 0.0
+        "steps": 7, "norm": "linf", "random_start": True, "label_smoothing": 0.0
     }  # fmt: skip
     assert TrainConfig(device="cpu", method="standard").resolved().method_options() == {"label_smoothing": 0.0}
     assert TrainConfig(device="cpu", method="l2l").resolved().generator_width == 64
@@ -123,3 +123,9 @@ def test_the_papers_schedule(epochs, at_full_rate):
 def test_unknown_schedule():
     with pytest.raises(ValueError, match="one-cycle"):
         rates("linear", 1, 1)
+
+
+def test_the_l2_ball_needs_a_radius():
+    with pytest.raises(ValueError, match="epsilon must be given with norm l2"):
+        TrainConfig(device="cpu", method="at-pgd", norm="l2").resolved()
+    assert TrainConfig(device="cpu", method="at-pgd", norm="l2", epsilon=0.5).resolved().epsilon == 0.5

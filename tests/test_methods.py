@@ -9,7 +9,7 @@ from plain_adt import TinyClassifier, tiny_batch
 from adt_fast import NoiseStream
 from adt_fast.attacks import EXP, EXPAM, FGSM, IMPAM, L2L, PGD, FeatureScatter
 from adt_fast.input_gradient import FLOAT32, EngineOptions, InputGradient
-from adt_fast.losses import KLFromNatural, cross_entropy
+from adt_fast.losses import KLFromNatural, Lowered, cross_entropy
 from adt_fast.methods import (
     CrossEntropy,
     HalfClean,
@@ -27,7 +27,7 @@ EPSILON, SEED = 0.1, 5
 # Maximizer, the loss that it raises, outer loss, draws of the noise in a minibatch.
 PARTS = {
     "standard": (None, None, CrossEntropy(), 0),
-    "at-fgsm": (FGSM, cross_entropy, HalfClean(), 0),
+    "at-fgsm": (FGSM, Lowered(cross_entropy), HalfClean(), 0),
     "at-pgd": (PGD, cross_entropy, CrossEntropy(), 1),
     "alp": (PGD, cross_entropy, HalfClean(logit_weight=0.5), 1),
     "feascatter": (FeatureScatter, cross_entropy, CrossEntropy(label_smoothing=0.5), 1),
@@ -162,7 +162,8 @@ def test_defaults_are_the_options(name):
 
 def test_defaults_of_some_methods():
     assert method_spec("trades").defaults() == {
-        "steps": 10, "step_size": None, "random_start": True, "trades_weight": 6.0, "repeat_natural": False,
+        "steps": 10, "step_size": None, "norm": "linf", "random_start": True, "trades_weight": 6.0,
+        "repeat_natural": False,
     }  # fmt: skip
     assert method_spec("l2l").defaults() == {
         "generator_width": 256, "narrow_third_block": True, "gradient_scale": "max_abs", "label_smoothing": 0.0,

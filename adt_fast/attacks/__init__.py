@@ -1,6 +1,8 @@
 """Attacks: ``Attack(model, epsilon=8/255, ...)(images, labels) -> adversarial images``."""
 
+from ._ball import Norm
 from .amortized import EXPAM, IMPAM, L2L, AmortizedAttack, AmortizedSample
+from .auto_attack import AutoAttack
 from .base import Attack
 from .exp import EXP, Maximized
 from .feature_scatter import FeatureScatter
@@ -17,6 +19,7 @@ from .recipes import (
     exp_recipe,
     imp_am_recipe,
 )
+from .transfer import Transfer
 
 __all__ = [
     "CW",
@@ -32,11 +35,14 @@ __all__ = [
     "AmortizedAttack",
     "AmortizedSample",
     "Attack",
+    "AutoAttack",
     "ExpAmRecipe",
     "ExpRecipe",
     "FeatureScatter",
     "ImpAmRecipe",
     "Maximized",
+    "Norm",
+    "Transfer",
     "exp_am_recipe",
     "exp_recipe",
     "imp_am_recipe",

@@ -53,6 +53,8 @@ class AmortizedAttack(Attack):
         clamp: clamp adversarial images, the FGSM example of g2 among them, to the data bounds.
     """
 
+    takes_targets = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -262,6 +264,8 @@ class L2L(AmortizedAttack):
         model, epsilon, generator, **options: see :class:`AmortizedAttack`; the generator's output goes through tanh.
         gradient_scale: see :class:`AmortizedAttack`. Default: ``"max_abs"``, L2L's own.
     """
+
+    draws_noise = False
 
     def __init__(
         self,

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .._batch_check import BatchCheck
-from .._checks import check_ball
+from .._checks import check_ball, check_choice, check_int
 from ..input_gradient import FLOAT32, EngineOptions, GradientSession, InputGradient
-from ..losses import PerExampleLoss, RelativeLoss, cross_entropy
+from ..losses import PerExampleLoss, RelativeLoss, cross_entropy, towards
 from ..model_state import ModelMode, device_of
 from ..noise import NoiseStream
+from ._ball import Norm, confine
+
+Target = Literal["none", "given", "least-likely"]
 
 
 class Attack(ABC):
     """Images near the given ones, on which the model's loss is high.
 
     An attack leaves no trace on the model, see :class:`adt_fast.input_gradient.InputGradient`. A subclass defines
-    :meth:`perturb`.
+    :meth:`perturb`, and says so where it draws no noise or cannot go for a class.
 
     Args:
         model: images ``[B, C, H, W]`` in [lower, upper] -> logits ``[B, num_classes]``; it normalises inside.
         epsilon: radius of the ball around each image, > 0, in the images' units.
         lower, upper: the data bounds, lower < upper. Adversarial images stay inside.
         loss: the loss of each example to be raised, see :mod:`adt_fast.losses`. Default: cross entropy.
+        target: ``"none"`` (default) raises the loss of the true class. ``"given"`` lowers that of the class given in
+            place of the true one; ``"least-likely"`` that of the class which the model finds least likely for the
+            image.
+        restarts: how often the attack is run when it is called, >= 1, each time with noise of its own and on the images
+            only that have not been misclassified yet (or, with a target, not as that).
         model_mode: how the model runs while attacked: ``"eval"`` (default), ``"train"`` or ``"keep"``.
         engine: how gradients are computed, see :class:`adt_fast.input_gradient.EngineOptions`. Default: in float32.
         check_finite: raise FloatingPointError on a gradient that is NaN or infinite.
@@ -37,6 +46,15 @@ class Attack(ABC):
         TypeError, ValueError: for a bad argument, by name.
     """
 
+    draws_noise = True
+    """Whether two runs may differ."""
+
+    takes_targets = True
+    """Whether it can go for a class."""
+
+    norm: Norm = "linf"
+    """Of the ball."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -45,6 +63,8 @@ class Attack(ABC):
         lower: float = 0.0,
         upper: float = 1.0,
         loss: PerExampleLoss = cross_entropy,
+        target: Target = "none",
+        restarts: int = 1,
         model_mode: ModelMode = "eval",
         engine: EngineOptions = FLOAT32,
         check_finite: bool = True,
@@ -53,6 +73,12 @@ class Attack(ABC):
         check_ball(epsilon, lower, upper)
         if noise is not None and not isinstance(noise, NoiseStream):
             raise TypeError(f"noise must be a NoiseStream or None, got {type(noise).__name__}")
+        self._check_target(target)
+        self._check_restarts(restarts)
+        if target != "none":
+            loss = towards(loss)
+        self.target: Target = target
+        self.restarts = restarts
         self.input_gradient = InputGradient(
             model, loss=loss, model_mode=model_mode, options=engine, radius=epsilon, check_finite=check_finite
         )
@@ -75,14 +101,17 @@ class Attack(ABC):
         """
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The adversarial images; where the attack has several candidates for an image, the one of highest loss.
+        """The adversarial images.
+
+        Where there are several candidates for an image, it is the one of highest loss among those that the model
+        misclassifies (or, with a target, takes for that class), or of all where there are none.
 
         Args:
             images: ``[B, C, H, W]``, float32 or float64, in [lower, upper], on the model's device.
-            labels: int64 ``[B]``, the true classes.
+            labels: int64 ``[B]``, the true classes; those to go for with ``target="given"``.
 
         Returns:
-            ``[B, C, H, W]``, like images; within epsilon of them and inside the data bounds.
+            ``[B, C, H, W]``, like images; not further than epsilon from them, exactly, and inside the data bounds.
 
         Raises:
             TypeError, ValueError: for bad images or labels, by name, before anything is changed.
@@ -92,9 +121,20 @@ class Attack(ABC):
         # Evaluation loops may run under inference_mode, where nothing has a gradient: leave it, with ordinary copies.
         with torch.inference_mode(False):
             images, labels = (tensor.clone() if tensor.is_inference() else tensor for tensor in (images, labels))
-            # Clamped here for every attack: the paper's recipe of EXP samples x + delta as it is.
-            candidates = self.perturb(images, labels).clamp_(self.lower, self.upper)
-            return candidates[0] if len(candidates) == 1 else self._worst(candidates, images, labels)
+            found = self._run(images, labels)
+            for _ in range(self.restarts - 1):
+                remaining = self._reached(found, images, labels).logical_not().nonzero().squeeze(1)
+                if len(remaining) == 0:
+                    break
+                others = images[remaining], labels[remaining]
+                found[remaining] = self._worst(torch.stack([found[remaining], self._run(*others)]), *others)
+            return found
+
+    def _run(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Adversarial images of one run, ``[B, C, H, W]``."""
+        # Confined here for every attack: the paper's recipe of EXP samples x + delta as it is, and sums are rounded.
+        candidates = confine(self.perturb(images, labels), images, norm=self.norm, **self.ball)
+        return candidates[0] if len(candidates) == 1 else self._worst(candidates, images, labels)
 
     def noise_on(self, device: torch.device) -> NoiseStream:
         """The attack's noise, moved to the device if it is elsewhere."""
@@ -113,18 +153,49 @@ class Attack(ABC):
         return self.ball | {"lower": -math.inf, "upper": math.inf}
 
     def targets(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> Tensor:
-        """What the loss compares logits with: the labels, or what it makes of the logits of the natural images."""
+        """What the loss compares logits with: classes, or what it makes of the logits of the natural images."""
         loss = self.input_gradient.loss
-        return loss.targets(gradient.logits(images)) if isinstance(loss, RelativeLoss) else labels
+        if isinstance(loss, RelativeLoss):
+            return loss.targets(gradient.logits(images))
+        return gradient.logits(images).argmin(1) if self.target == "least-likely" else labels
 
     def _worst(self, candidates: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        def losses(gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:
-            targets = repeated(self.targets(gradient, images, labels), len(candidates))
-            return (gradient.losses(candidates.flatten(0, 1), targets),)
+        """The best candidate for the attack, ``[B, C, H, W]`` of ``[n, B, C, H, W]``."""
 
-        (found,) = self.input_gradient.run(losses, images, labels)
-        worst = found.view(len(candidates), -1).argmax(0)  # [B]
+        def judge(gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            targets = repeated(self.targets(gradient, images, labels), len(candidates))
+            logits = gradient.logits(candidates.flatten(0, 1))
+            losses = self.input_gradient.loss(logits, targets)
+            return losses, self._is_reached(logits, repeated(labels, len(candidates)), targets)
+
+        losses, reached = (found.view(len(candidates), -1) for found in self.input_gradient.run(judge, images, labels))
+        losses = losses.masked_fill(reached.any(0) & ~reached, -math.inf)
+        worst = losses.argmax(0)  # [B]
         return candidates[worst, torch.arange(len(worst), device=worst.device)]
+
+    def _reached(self, x_adv: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Which adversarial images do what they are for, bool ``[B]``."""
+
+        def judge(gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:
+            return (self._is_reached(gradient.logits(x_adv), labels, self.targets(gradient, images, labels)),)
+
+        (reached,) = self.input_gradient.run(judge, images, labels)
+        return reached
+
+    def _is_reached(self, logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+        found = logits.argmax(1)
+        return found != labels if self.target == "none" else found == targets
+
+    def _check_target(self, target: Target) -> None:
+        check_choice("target", target, get_args(Target))
+        if target != "none" and not self.takes_targets:
+            raise ValueError(f"target must be 'none' for {type(self).__name__}, which can go for no class, "
+                             f"got {target!r}")
+
+    def _check_restarts(self, restarts: int) -> None:
+        check_int("restarts", restarts, 1, 2**31)
+        if restarts > 1 and not self.draws_noise:
+            raise ValueError(f"restarts must be 1 for {type(self).__name__}, which draws no noise, got {restarts}")
 
 
 def repeated(targets: Tensor, samples: int) -> Tensor:

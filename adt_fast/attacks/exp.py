@@ -77,7 +77,9 @@ class EXP(Attack):
             labels: int64 ``[B]``.
         """
         noise = self.noise_on(images.device)
-        settings = (*self.ball.values(), self.steps, self.samples, self.step_size, self.entropy_weight, self.recipe)
+        settings = (
+            *self.ball.values(), self.target, self.steps, self.samples, self.step_size, self.entropy_weight, self.recipe
+        )  # fmt: skip
         mu, rho, x_adv = self.input_gradient.run(
             self._ascend, images.detach(), labels, reads=(noise.state,), key=(type(self), settings)
         )

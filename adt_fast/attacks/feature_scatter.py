@@ -35,6 +35,8 @@ class FeatureScatter(Attack):
             there is nothing to wait for a GPU for, and the attack may be captured in a CUDA graph.
     """
 
+    takes_targets = False
+
     def __init__(
         self,
         model: nn.Module,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._checks import check_choice
 from .._layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
 from ._checks import check_start
-from .base import Attack
+from .base import Attack, Target
 
 
 class FGSM(Attack):
@@ -20,22 +19,21 @@ class FGSM(Attack):
 
     Args:
         model, epsilon, **options: see :class:`Attack`.
-        target: ``"none"`` (default) raises the loss of the true class; ``"least-likely"`` lowers that of the class
-            which the model finds least likely for the image, the targeted attack that AT-FGSM trains on.
+        target: see :class:`Attack`; ``"least-likely"`` is what AT-FGSM trains on.
     """
+
+    draws_noise = False
 
     def __init__(
         self,
         model: nn.Module,
         epsilon: float = 8 / 255,
         *,
-        target: Literal["none", "least-likely"] = "none",
+        target: Target = "none",
         **options: Any,
     ) -> None:
-        super().__init__(model, epsilon, **options)
-        check_choice("target", target, ("none", "least-likely"))
+        super().__init__(model, epsilon, target=target, **options)
         check_start(self.input_gradient.loss, is_random=False)
-        self.target = target
 
     @torch.no_grad()
     def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -46,7 +44,5 @@ class FGSM(Attack):
 
     def _step(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:
         x = with_layout(images, gradient.layout(images))
-        targeted = self.target == "least-likely"
-        targets = gradient.logits(x).argmin(1) if targeted else labels
-        step_size = -self.epsilon if targeted else self.epsilon
-        return (ops.linf_step_(x.clone(), gradient(x, targets).grad, x, step_size=step_size, **self.ball),)
+        grad = gradient(x, self.targets(gradient, x, labels)).grad
+        return (ops.linf_step_(x.clone(), grad, x, step_size=self.epsilon, **self.ball),)

@@ -27,6 +27,8 @@ class MIM(Attack):
     It starts at the image, as its authors do, and draws no noise.
     """
 
+    draws_noise = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -48,15 +50,16 @@ class MIM(Attack):
     @torch.no_grad()
     def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
         """One candidate, ``[1, B, C, H, W]``."""
-        settings = (*self.ball.values(), self.steps, self.step_size, self.decay)
+        settings = (*self.ball.values(), self.target, self.steps, self.step_size, self.decay)
         (x_adv,) = self.input_gradient.run(self._ascend, images.detach(), labels, key=(type(self), settings))
         return with_layout(x_adv, preferred_layout(images)).unsqueeze(0)
 
     def _ascend(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:
         x = with_layout(images, gradient.layout(images))
+        targets = self.targets(gradient, x, labels)
         x_adv, momentum = x.clone(), torch.zeros_like(x)
         for _ in range(self.steps):
-            grad = gradient(x_adv, labels).grad
+            grad = gradient(x_adv, targets).grad
             ops.momentum_linf_step_(
                 x_adv, momentum, grad, x, step_size=self.step_size, decay=self.decay, **self.ball
             )

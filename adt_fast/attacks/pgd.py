@@ -1,17 +1,18 @@
-"""PGD (Madry et al., 2018): sign-gradient steps, projected onto the L-infinity ball (paper, Eq. 3)."""
+"""PGD (Madry et al., 2018): gradient steps, projected onto the ball (paper, Eq. 3)."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._checks import check_int
+from .._checks import check_choice, check_int
 from .._layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
 from ..losses import Margin
+from ._ball import Norm, l2_start
 from ._checks import check_start, check_step_size
 from .base import Attack
 
@@ -19,12 +20,13 @@ _GAUSSIAN_START = 0.001
 
 
 class PGD(Attack):
-    """Projected gradient descent in the L-infinity ball.
+    """Projected gradient ascent: sign steps in the L-infinity ball, steps along the normalised gradient in the L2 ball.
 
     Args:
-        model, epsilon, **options: see :class:`Attack`.
+        model, epsilon, **options: see :class:`Attack`. In L2, epsilon is a Euclidean length, 0.5 for example.
         steps: gradient steps, >= 0. The paper evaluates with 20 and trains with 7.
         step_size: of a step, in the images' units, > 0. Default: epsilon / 4, as in the paper.
+        norm: ``"linf"`` (default) or ``"l2"``.
         random_start: start from a uniform point of the ball, clamped to the data bounds, instead of from the image; or
             ``"gaussian"``: from the image plus 0.001 r, r ~ N(0, 1), as TRADES' own code does.
     """
@@ -36,15 +38,19 @@ class PGD(Attack):
         *,
         steps: int = 20,
         step_size: float | None = None,
+        norm: Norm = "linf",
         random_start: bool | Literal["gaussian"] = True,
         **options: Any,
     ) -> None:
-        super().__init__(model, epsilon, **options)
-        check_int("steps", steps, 0, 2**31)
-        self.steps = steps
-        self.step_size = check_step_size(self.epsilon / 4 if step_size is None else step_size)
         if not isinstance(random_start, bool) and random_start != "gaussian":
             raise ValueError(f"random_start must be True, False or 'gaussian', got {random_start!r}")
+        self.draws_noise = random_start is not False
+        super().__init__(model, epsilon, **options)
+        check_int("steps", steps, 0, 2**31)
+        check_choice("norm", norm, get_args(Norm))
+        self.norm: Norm = norm
+        self.steps = steps
+        self.step_size = check_step_size(self.epsilon / 4 if step_size is None else step_size)
         check_start(self.input_gradient.loss, random_start is not False)
         self.random_start = random_start
 
@@ -52,7 +58,7 @@ class PGD(Attack):
     def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
         """One candidate, ``[1, B, C, H, W]``. A random start takes one draw of the noise."""
         noise = self.noise_on(images.device)
-        settings = (*self.ball.values(), self.steps, self.step_size, self.random_start)
+        settings = (*self.ball.values(), self.target, self.steps, self.step_size, self.norm, self.random_start)
         (x_adv,) = self.input_gradient.run(
             self._ascend, images.detach(), labels, reads=(noise.state,), key=(type(self), settings)
         )
@@ -65,25 +71,31 @@ class PGD(Attack):
         targets = self.targets(gradient, x, labels)
         x_adv = self._start(x)
         for _ in range(self.steps):
-            ops.linf_step_(x_adv, gradient(x_adv, targets).grad, x, step_size=self.step_size, **self.ball)
+            self._step_(x_adv, gradient(x_adv, targets).grad, x, self.step_size)
         return (x_adv,)
+
+    def _step_(self, x_adv: Tensor, grad: Tensor, x: Tensor, step_size: float) -> None:
+        step_ = ops.l2_step_ if self.norm == "l2" else ops.linf_step_
+        step_(x_adv, grad, x, step_size=step_size, **self.ball)
 
     def _start(self, x: Tensor) -> Tensor:
         x_adv = x.clone()
         if self.random_start == "gaussian":
             x_adv.add_(ops.normal(x, self.noise.state)[0], alpha=_GAUSSIAN_START)
             # No step, but into the ball and the data bounds.
-            ops.linf_step_(x_adv, torch.zeros_like(x), x, step_size=0.0, **self.ball)
+            self._step_(x_adv, torch.zeros_like(x), x, 0.0)
+        elif self.random_start and self.norm == "l2":
+            x_adv = l2_start(x, self.noise.state, **self.ball)
         elif self.random_start:
             ops.uniform_start_(x_adv, x, self.noise.state, **self.ball)
         return x_adv
 
 
 class CW(PGD):
-    """C&W in the L-infinity ball: PGD on the margin loss of Carlini & Wagner (2017), as the paper has it (Section 5.2).
+    """C&W in a ball: PGD on the margin loss of Carlini & Wagner (2017), as the paper has it (Section 5.2).
 
     Args:
-        model, epsilon, step_size, random_start, **options: see :class:`PGD`; the loss is the margin.
+        model, epsilon, step_size, norm, random_start, **options: see :class:`PGD`; the loss is the margin.
         steps: gradient steps, >= 0. The paper evaluates with 30.
         confidence: kappa, in logits: an image is left alone once it is misclassified by that margin.
     """

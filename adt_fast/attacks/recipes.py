@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from .._checks import check_bool, check_choice, check_finite, check_int, check_not_negative
-from .._suggest import unknown_name_message
+from .._option_text import parse_options
 
 EntropyReduction = Literal["mean", "sum"]
 Objective = Literal["sum_of_batch_means", "mean_per_example"]
@@ -243,24 +242,8 @@ def _recipe(recipe: Any, known: dict[str, Any], options: dict[str, Any]) -> Any:
 
 def _changed(recipe: Any, changes: list[str]) -> Any:
     """The recipe with what texts such as "rho_init=-5" change."""
-    known = tuple(field.name for field in fields(recipe))
-    options = {}
-    for change in changes:
-        name, equals, value = (part.strip() for part in change.partition("="))
-        if not equals:
-            raise ValueError(f"recipe options are written NAME=VALUE, got {change!r}")
-        if name not in known:
-            raise ValueError(unknown_name_message("option of the recipe", name, known))
-        options[name] = _parsed(value)
+    options = parse_options("recipe", changes, tuple(field.name for field in fields(recipe)))
     try:
         return replace(recipe, **options)
     except TypeError as error:  # of what is not Python but a text, which has no types
         raise ValueError(str(error)) from None
-
-
-def _parsed(text: str) -> Any:
-    """A number, true, false, none, or a word, which needs no quotes."""
-    try:
-        return json.loads({"none": "null"}.get(text.lower(), text.lower()))
-    except ValueError:
-        return text

@@ -19,6 +19,6 @@ class Evaluate(TrainedModelConfig):
         trained = TrainedModel(self)
         print(trained.headline, flush=True)
         with begun():
-            attack = pgd_20(trained.model, trained.epsilon, self.seed)
+            attack = pgd_20(trained.model, trained.epsilon, trained.norm, self.seed)
             results = evaluate_natural_and_pgd(trained.model, trained.loader, attack)
         print(f"\n{accuracy_table(results)}")

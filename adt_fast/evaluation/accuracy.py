@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .._batch_check import BatchCheck
-from ..data import BatchLoader, ImageData
 from ..model_state import check_model, device_of, model_mode
+from .batches import Batches, checked_batches, in_batches
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Accuracy:
 
 def evaluate_accuracy(
     model: nn.Module,
-    data: ImageData | Iterable[tuple[Tensor, Tensor]],
+    data: Batches,
     attack: Callable[[Tensor, Tensor], Tensor] | None = None,
     *,
     batch_size: int = 256,
@@ -56,18 +55,13 @@ def evaluate_accuracy(
     """
     check_model(model)
     device = device_of(model) or torch.device("cpu")
-    batches = BatchLoader(data, batch_size, device=device) if isinstance(data, ImageData) else data
-    check_batch = BatchCheck(model)
     correct = total = 0
+    batches = in_batches(model, data, batch_size)
     bar = tqdm(batches, desc=progress, unit="batch", leave=False, disable=True if progress is None else None)
     with bar, model_mode(model, "eval"), torch.autocast(device.type, enabled=False):
-        for images, labels in bar:
-            images, labels = images.to(device), labels.to(device)
-            check_batch(images, labels)
+        for images, labels in checked_batches(model, bar):
             adversarial = images if attack is None else attack(images, labels)
             with torch.no_grad():
                 correct += int((model(adversarial).argmax(1) == labels).sum())
             total += len(images)
-    if total == 0:
-        raise ValueError("data must have at least one image, it is empty")
     return Accuracy(correct, total)

@@ -1,6 +1,7 @@
 """Training methods: each is a maximizer, which perturbs a minibatch, and an outer loss, which is trained on."""
 
 from .describe import describe_method
+from .fit_generator import fit_generator
 from .generators import exp_am, imp_am, l2l
 from .joint import JointTraining, reverse_gradient
 from .method import Method, MethodSpec, Perturbed
@@ -21,6 +22,7 @@ __all__ = [
     "create_method",
     "describe_method",
     "exp_am",
+    "fit_generator",
     "imp_am",
     "l2l",
     "method_names",

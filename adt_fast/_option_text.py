@@ -1,0 +1,46 @@
+"""Options written as text, as in ``published,accumulate=false`` and ``pgd-20:restarts=5:step_size=1/255``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from ._suggest import unknown_name_message
+
+
+def parse_options(kind: str, texts: Iterable[str], known: tuple[str, ...]) -> dict[str, Any]:
+    """The options that texts such as "rho_init=-5" give.
+
+    Args:
+        kind: what they are options of, for messages.
+        texts: ``NAME=VALUE`` each; a value is a number, a fraction, true, false, none, or a word without quotes.
+        known: the names there are.
+
+    Raises:
+        ValueError: if a text is not of that form, or its name is unknown.
+    """
+    options = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise ValueError(f"{kind} options are written NAME=VALUE, got {text!r}")
+        if name not in known:
+            raise ValueError(unknown_name_message(f"option of the {kind}", name, known))
+        options[name] = _parsed(value)
+    return options
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads({"none": "null"}.get(text.lower(), text.lower()))
+    except ValueError:
+        return _fraction(text)
+
+
+def _fraction(text: str) -> float | str:
+    numerator, _, denominator = text.partition("/")
+    try:
+        return float(numerator) / float(denominator)
+    except (ValueError, ZeroDivisionError):
+        return text

@@ -1,0 +1,90 @@
+"""AutoAttack (Croce & Hein, 2020), run by its authors' own package."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .._batch_check import BatchCheck
+from .._checks import check_ball, check_choice, check_int
+from ..model_state import check_model, frozen_parameters, model_mode, unwrap
+from ._ball import Norm, confine
+
+Version = Literal["standard", "plus", "rand"]
+
+_NORMS = {"linf": "Linf", "l2": "L2"}
+
+
+class AutoAttack:
+    """AutoAttack: APGD on two losses, FAB and Square, each on the images that are still classified right.
+
+    It is the reference of RobustBench, so nothing of it is ours: the package ``autoattack`` does the work, and its
+    sources, not a release, are what it is installed from: ``pip install "adt_fast[autoattack]"``.
+
+    Args:
+        model: images ``[B, C, H, W]`` in [0, 1] -> logits; attacked in eval mode, without wrappers.
+        epsilon: radius of the ball, > 0.
+        norm: ``"linf"`` (default) or ``"l2"``.
+        version: ``"standard"`` (default), ``"plus"`` or ``"rand"``, see the package.
+        seed: of its random numbers, >= 0.
+
+    Raises:
+        ImportError: if the package is not installed.
+        TypeError, ValueError: for a bad argument, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        epsilon: float = 8 / 255,
+        *,
+        norm: Norm = "linf",
+        version: Version = "standard",
+        seed: int = 0,
+    ) -> None:
+        check_model(model)
+        check_ball(epsilon, 0.0, 1.0)
+        check_choice("norm", norm, get_args(Norm))
+        check_choice("version", version, get_args(Version))
+        check_int("seed", seed, 0, 2**32)
+        self.model = unwrap(model)
+        self.epsilon = float(epsilon)
+        self.norm: Norm = norm
+        self.version: Version = version
+        self.seed = seed
+        self._package = _package()
+        self._check_batch = BatchCheck(model)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The adversarial images, ``[B, C, H, W]``; an image that cannot be attacked comes back as it is.
+
+        Args:
+            images: ``[B, C, H, W]``, float32 or float64, in [0, 1], on the model's device.
+            labels: int64 ``[B]``, the true classes.
+
+        Raises:
+            TypeError, ValueError: for bad images or labels, by name.
+        """
+        self._check_batch(images, labels)
+        # The package draws from PyTorch's global generators, and seeds them.
+        devices = [images.device] if images.is_cuda else []
+        borrowed = model_mode(self.model, "eval"), frozen_parameters(self.model)
+        with torch.inference_mode(False), torch.random.fork_rng(devices), borrowed[0], borrowed[1]:
+            images, labels = images.clone(), labels.clone()
+            attack = self._package(
+                self.model, norm=_NORMS[self.norm], eps=self.epsilon, version=self.version, seed=self.seed,
+                device=str(images.device), verbose=False,
+            )  # fmt: skip
+            found = attack.run_standard_evaluation(images.contiguous(), labels, bs=len(images))
+        ball = {"epsilon": self.epsilon, "lower": 0.0, "upper": 1.0}
+        return confine(found.unsqueeze(0), images, norm=self.norm, **ball)[0]
+
+
+def _package() -> Any:
+    try:
+        from autoattack import AutoAttack as package
+    except ImportError:
+        raise ImportError('AutoAttack needs its own package: pip install "adt_fast[autoattack]"') from None
+    return package
