@@ -202,6 +202,32 @@ def test_a_model_with_hooks_is_run_itself(batch, kind):
         AttackTwin(model, None, compile=False, winograd=True, probe=batch[0])
 
 
+class ReadByHook(nn.Module):
+    """What a layer that tracing would not enter is given, read by a hook that the pass itself sets."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        seen = []
+        hook = self.inner.norm2.register_forward_hook(lambda layer, inputs, out: seen.extend((*inputs, out)))
+        self.inner(x)
+        hook.remove()
+        return torch.cat(seen, 1).mean((2, 3))
+
+
+def test_hooks_of_the_pass_itself_are_run_in_tracing(batch):
+    model = with_statistics(ReadByHook(PostActivation())).to(batch[0].device)
+    engine = InputGradient(model)
+    for _ in range(2):
+        result = engine(*batch)
+        grad, values = gradient_of(model, *batch)
+        assert relative(result.grad, grad) < 1e-5 and relative(result.logits, values) < 1e-5
+        assert engine.twin.unfused_because == "" and engine.twin.folded == 2
+        model.inner.norm2.running_mean.add_(0.3)
+
+
 def test_a_model_that_cannot_be_copied_is_run_itself(batch):
     model = PostActivation().to(batch[0].device)
     grad, _ = gradient_of(model, *batch)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,20 @@ def fuse(model: nn.Module, *, native: bool, winograd: bool) -> fx.GraphModule:
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, Normalize) or super().is_leaf_module(module, name)
+
+    def call_module(
+        self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Of a leaf, too, the hooks are run, which nothing would call otherwise: they are the traced pass's own."""
+        name = self.path_of_module(module)
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if not hooked or "forward" in vars(module) or not self.is_leaf_module(module, name):
+            return super().call_module(module, forward, args, kwargs)
+        module.forward = lambda *args, **kwargs: self.create_proxy("call_module", name, args, kwargs)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            del module.forward
 
 
 class _Rewriter:
