@@ -5,6 +5,7 @@ from .amortized import EXPAM, IMPAM, L2L, AmortizedAttack, AmortizedSample
 from .auto_attack import AutoAttack
 from .base import Attack
 from .exp import EXP, Maximized
+from .feature_attack import FeatureAttack
 from .feature_scatter import FeatureScatter
 from .fgsm import FGSM
 from .mim import MIM
@@ -19,6 +20,7 @@ from .recipes import (
     exp_recipe,
     imp_am_recipe,
 )
+from .spsa import SPSA
 from .transfer import Transfer
 
 __all__ = [
@@ -32,12 +34,14 @@ __all__ = [
     "PAPER",
     "PGD",
     "PUBLISHED",
+    "SPSA",
     "AmortizedAttack",
     "AmortizedSample",
     "Attack",
     "AutoAttack",
     "ExpAmRecipe",
     "ExpRecipe",
+    "FeatureAttack",
     "FeatureScatter",
     "ImpAmRecipe",
     "Maximized",
