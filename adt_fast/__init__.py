@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from . import ops
 from ._native import NativeUnavailableWarning, build_info
 from .distributions import TanhNormal
+from .evaluation import RobustReport, evaluate
 from .noise import NoiseStream
 from .trainer import ADTExpTrainer, EpochResult, StepResult, Trainer
 
@@ -13,10 +14,12 @@ __all__ = [
     "EpochResult",
     "NativeUnavailableWarning",
     "NoiseStream",
+    "RobustReport",
     "StepResult",
     "TanhNormal",
     "Trainer",
     "__version__",
     "build_info",
+    "evaluate",
     "ops",
 ]

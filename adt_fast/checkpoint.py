@@ -49,7 +49,7 @@ def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
     _check_metadata(metadata)
     # Each in memory of its own and contiguous, for safetensors takes no others.
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    entry = {"format_version": FORMAT_VERSION, "sha256": _digest(tensors, metadata), "metadata": metadata}
+    entry = {"format_version": FORMAT_VERSION, "sha256": digest(tensors, metadata), "metadata": metadata}
     content = safetensors.torch.save(tensors, {_ENTRY: json.dumps(entry)})
     with atomic_file(path) as file:
         file.write(content)
@@ -69,7 +69,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
         raise CheckpointError(f"{path} {_describe_foreign(content)} ({error})") from error
     entry = _read_entry(path, content)
     metadata = entry.get("metadata")
-    if not isinstance(metadata, dict) or entry.get("sha256") != _digest(tensors, metadata):
+    if not isinstance(metadata, dict) or entry.get("sha256") != digest(tensors, metadata):
         raise CheckpointError(
             f"{path} is damaged: its contents do not match the checksum saved with them. "
             "Use another copy, or an earlier checkpoint"
@@ -170,16 +170,16 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items()}
 
 
-def _digest(tensors: Mapping[str, Tensor], metadata: object) -> str:
+def digest(tensors: Mapping[str, Tensor], metadata: object) -> str:
     """SHA-256 of the metadata and of each tensor's name, dtype, shape and bytes.
 
     The tensors are contiguous, on the CPU.
     """
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    sha256 = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        sha256.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return sha256.hexdigest()
 
 
 def _read_entry(path: Path, content: bytes) -> dict[str, Any]:

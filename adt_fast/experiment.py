@@ -7,19 +7,20 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
 
-from .attacks import PGD, Norm
 from .checkpoint import save_model
 from .config import DATASET_DEFAULTS, TrainConfig
 from .data import BatchLoader, ImageData, load_dataset
-from .evaluation import Accuracy, evaluate_accuracy
+from .evaluation import Accuracy, evaluate
 from .methods import create_method
 from .models import create_model
 from .noise import NoiseStream
 from .run_folder import RunFolder
 from .schedules import create_schedule
 from .trainer import EpochResult, Trainer
+
+CLOSING_ATTACKS = "pgd-20"
+"""What a trained model is tested with at the end: 20 steps of size epsilon / 4 from a random start (Section 5.2)."""
 
 
 class TrainingRun:
@@ -36,7 +37,7 @@ class TrainingRun:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config = config.resolved()
-        train_data, test_data = (
+        train_data, self.test_data = (
             load_dataset(config.dataset, split, data_dir=config.data_dir, download=config.download, limit=limit)
             for split, limit in (("train", config.train_limit), ("test", config.test_limit))
         )
@@ -46,7 +47,6 @@ class TrainingRun:
         self.model = create_model(config.model, **self._model_kwargs)
         self.model.to(config.device, memory_format=torch.channels_last)
         self.train_loader = self._train_loader(train_data)
-        self.test_loader = BatchLoader(test_data, 256, device=config.device, channels_last=True)
         self.trainer = self._trainer()
         self._agreements_logged = 0
         if config.output is None:
@@ -80,9 +80,13 @@ class TrainingRun:
             joint.save(self.folder.maximizer, self.config.as_dict())
 
     def evaluate(self) -> dict[str, Accuracy]:
-        """Natural and PGD-20 accuracy on the test images; also logged."""
-        attack = pgd_20(self.model, self.config.epsilon, self.config.norm or "linf", self.config.seed)
-        results = evaluate_natural_and_pgd(self.model, self.test_loader, attack)
+        """Natural accuracy and that under PGD-20, by name, on the test images; also logged."""
+        config = self.config
+        report = evaluate(
+            self.model, self.test_data, CLOSING_ATTACKS, epsilon=config.epsilon, norm=config.norm or "linf",
+            seed=config.seed, examples=0, progress=None,
+        )  # fmt: skip
+        results = report.accuracies()
         self.folder.log(event="test", **{name: asdict(accuracy) for name, accuracy in results.items()})
         return results
 
@@ -139,19 +143,6 @@ class TrainingRun:
             for agreement in engine.guard.history[self._agreements_logged :]:
                 self.folder.log(event="precision", **agreement._asdict())
             self._agreements_logged = len(engine.guard.history)
-
-
-def pgd_20(model: nn.Module, epsilon: float, norm: Norm, seed: int) -> PGD:
-    """The attack of the closing table: 20 steps of size epsilon / 4 from a random start (paper, Section 5.2)."""
-    return PGD(model, epsilon, steps=20, norm=norm, noise=NoiseStream(seed))
-
-
-def evaluate_natural_and_pgd(model: nn.Module, data: BatchLoader, attack: PGD) -> dict[str, Accuracy]:
-    """The rows of the closing table."""
-    return {
-        "natural": evaluate_accuracy(model, data, progress="natural"),
-        f"PGD-{attack.steps}": evaluate_accuracy(model, data, attack, progress=f"PGD-{attack.steps}"),
-    }
 
 
 def _model_kwargs(data: ImageData) -> dict[str, Any]:

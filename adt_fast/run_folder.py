@@ -65,5 +65,10 @@ class RunFolder:
             file.write(json.dumps({"time": _now(), **metrics}) + "\n")
 
 
+def checkpoint_of(run: Path) -> Path:
+    """The checkpoint that a path means: a run folder's own, or the file itself."""
+    return run / CHECKPOINT_NAME if run.is_dir() else run
+
+
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

@@ -12,7 +12,7 @@ from .attacks import Norm
 from .checkpoint import load_model
 from .config import TrainedModelConfig, check_known, default_test_limit, resolve_device
 from .data import BatchLoader, ImageData, dataset_names, load_dataset
-from .run_folder import CHECKPOINT_NAME
+from .run_folder import checkpoint_of
 
 
 class TrainedModel:
@@ -32,8 +32,7 @@ class TrainedModel:
         check_int("seed", config.seed, 0, 2**63)
         check_int("batch_size", config.batch_size, 1, 2**31)
         self.device = resolve_device(config.device)
-        path = config.run / CHECKPOINT_NAME if config.run.is_dir() else config.run
-        model, metadata = load_model(path)
+        model, metadata = load_model(checkpoint_of(config.run))
         self.trained_with: dict[str, Any] = metadata["extra"]
         """The settings of its training, as far as the checkpoint tells."""
         self.model_name: str = metadata["model_name"]

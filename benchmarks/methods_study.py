@@ -73,17 +73,17 @@ def train(settings: dict[str, Any], data_dir: Path | None, threads: int) -> dict
         "threads": threads,
         "seconds": seconds,
         "losses": losses,
-        "test_images": len(run.test_loader.data),
+        "test_images": len(run.test_data),
         **accuracies(run),
     }
 
 
 def accuracies(run: TrainingRun) -> dict[str, float]:
     """Natural and under each attack, from 0 to 1."""
-    found = {"natural": float(evaluate_accuracy(run.model, run.test_loader))}
+    found = {"natural": float(evaluate_accuracy(run.model, run.test_data))}
     for name, attack in ATTACKS.items():
         noise = NoiseStream(run.config.seed, run.config.device)
-        found[name] = float(evaluate_accuracy(run.model, run.test_loader, attack(run.model, run.config.epsilon, noise)))
+        found[name] = float(evaluate_accuracy(run.model, run.test_data, attack(run.model, run.config.epsilon, noise)))
     return found
 
 

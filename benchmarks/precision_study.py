@@ -22,7 +22,8 @@ from .arguments import positive
 from .report import aligned, spread
 from .study import add_run, load_study
 
-ACCURACIES = ("natural", "PGD-20")
+ACCURACIES = {"natural": "natural", "PGD-20": "pgd-20"}
+"""As the table has them, and as a run does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,7 +57,7 @@ def train(settings: dict[str, Any], data_dir: Path | None) -> dict[str, Any]:
         "seconds": seconds,
         "test_images": accuracies["natural"].total,
         "guard": [] if guard is None else [agreement._asdict() for agreement in guard.history],
-        **{name: accuracies[name].correct / accuracies[name].total for name in ACCURACIES},
+        **{shown: float(accuracies[name]) for shown, name in ACCURACIES.items()},
     }
 
 

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from adt_fast import cli
+from adt_fast.attacks import PGD
 from adt_fast.checkpoint import load_model
 from adt_fast.config import TrainConfig
 from adt_fast.experiment import TrainingRun
@@ -55,12 +56,12 @@ def test_train_leaves_a_run_folder(tmp_path, capsys):
     assert [line["event"] for line in lines] == ["epoch", "epoch", "test"]
     assert [line["epoch"] for line in lines[:2]] == [1, 2]
     assert all(line["time"].endswith("+00:00") and line["images"] == 96 for line in lines[:2])
-    assert lines[2]["natural"]["total"] == lines[2]["PGD-20"]["total"] == 40
+    assert lines[2]["natural"]["total"] == lines[2]["pgd-20"]["total"] == 40
 
     output = capsys.readouterr()
     assert "adt-exp on digits: 96 training images, 2 epochs, epsilon 0.03137" in output.out
     assert f"natural  {lines[2]['natural']['correct'] / 40:.2%}".split() == row(output.out, "natural")[:2]
-    assert row(output.out, "PGD-20")[2:] == [str(lines[2]["PGD-20"]["correct"]), "of", "40"]
+    assert row(output.out, "pgd-20")[2:] == [str(lines[2]["pgd-20"]["correct"]), "of", "40"]
     assert "epoch 2/2" in output.out and "it/s" not in output.err, "lines instead of a bar: this is no terminal"
 
     model, metadata = load_model(folder / "model.safetensors")
@@ -79,7 +80,7 @@ def test_evaluate_gives_the_closing_table_again(capsys):
         assert table in capsys.readouterr().out
     cli.main(["evaluate", "run", "--epsilon", "1/1000", "--device", "cpu"])
     output = capsys.readouterr().out
-    assert row(output, "natural")[4] == "360" and row(output, "natural")[1:] == row(output, "PGD-20")[1:]
+    assert row(output, "natural")[4] == "360" and row(output, "natural")[1:] == row(output, "pgd-20")[1:]
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path):
@@ -95,7 +96,7 @@ def test_every_method_trains(method, tmp_path, capsys):
     width = ["--generator-width", "8"] if joint else []
     assert train("--method", method, "--epochs", "1", "--output", "run", *width) == 0
     output = capsys.readouterr().out
-    assert f"{method} on digits" in output and row(output, "PGD-20")
+    assert f"{method} on digits" in output and row(output, "pgd-20")
     epoch, *_ = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert epoch["event"] == "epoch" and epoch["loss"] > 0 and (epoch["penalty"] != 0) == ("-am" in method)
     recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["config"]
@@ -213,6 +214,73 @@ def test_evaluate_without_a_model(arguments, message, tmp_path, capsys):
     assert message in output.out + output.err and "Traceback" not in output.err
 
 
+def test_evaluate_with_a_report(tmp_path, capsys):
+    train("--output", "run", "--method", "standard")
+    capsys.readouterr()
+    attacks = "fgsm,pgd-3,exp-am:epochs=1:train_limit=64:generator_width=8,transfer-mim-2"
+    flags = ["run", "--attacks", attacks, "--output", "report", "--test-limit", "40", "--device", "cpu"]
+    flags += ["--source", "run/model.safetensors"]
+    assert cli.main(["evaluate", *flags]) == 0
+    output = capsys.readouterr().out
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    for name in ("natural", *attacks.split(","), "A_rob"):
+        correct = report["accuracy"][name]["correct"]
+        assert row(output, name)[1:] == [f"{correct / 40:.2%}", str(correct), "of", "40"]
+    assert "saved report.json, report.md, report.html to report" in output
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "exp-am-epochs=1-train_limit=64-generator_width=8.safetensors", "report.html", "report.json", "report.md",
+        "state.safetensors",
+    ]  # fmt: skip
+    assert cli.main(["evaluate", *flags]) == 2
+    assert "is there already: resume it" in capsys.readouterr().err
+    before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    assert cli.main(["evaluate", *flags, "--resume"]) == 0
+    after = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    assert after == before, "bit for bit"
+    assert cli.main(["evaluate", *flags, "--resume", "--seed", "1"]) == 2
+    assert "another generator" in capsys.readouterr().err
+
+
+def test_evaluate_can_be_interrupted_and_resumed(tmp_path, capsys, monkeypatch):
+    train("--output", "run", "--method", "standard")
+    flags = ["evaluate", "run", "--attacks", "fgsm,pgd-3", "--batch-size", "16", "--test-limit", "40"]
+    assert cli.main([*flags, "--output", "whole"]) == 0
+    calls, perturb = [], PGD.perturb
+
+    def interrupted(self, images, labels):
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return perturb(self, images, labels)
+
+    monkeypatch.setattr(PGD, "perturb", interrupted)
+    assert cli.main([*flags, "--output", "stopped"]) == 130
+    assert "the same command with --resume goes on from stopped" in capsys.readouterr().err
+    assert cli.main([*flags, "--output", "stopped", "--resume"]) == 0
+    assert len(calls) == 3, "what was done is not done again"
+    for name in ("report.json", "report.md", "report.html"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--attacks", "pgd-20,"], "with commas between them"),
+        (["--attacks", "pgd20"], "unknown attack 'pgd20'"),
+        (["--attacks", "exp-am:epoch=3"], "did you mean 'epochs'"),
+        (["--attacks", "exp-am", "--norm", "l2"], "of the L-infinity ball alone"),
+        (["--attacks", "transfer-pgd-20"], "source must be given"),
+        (["--attacks", "transfer-pgd-20", "--source", "nowhere"], "nowhere"),
+        (["--resume"], "output must be given with --resume"),
+        (["--norm", "l1"], "norm must be one of"),
+    ],
+)
+def test_evaluate_refuses_impossible_attacks(flags, message, capsys):
+    train("--output", "run", "--method", "standard")
+    assert cli.main(["evaluate", "run", *flags, "--test-limit", "8", "--device", "cpu"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_evaluate_refuses_impossible_settings(capsys):
     train("--output", "run", "--method", "standard")
     for flag, value, message in (
@@ -245,6 +313,6 @@ def test_as_a_process(tmp_path):
     command = [sys.executable, "-m", "adt_fast.cli", "train", *SMALL, "--method", "standard", "--output", "run"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    assert "PGD-20" in result.stdout and "Traceback" not in result.stderr
+    assert "pgd-20" in result.stdout and "Traceback" not in result.stderr
     failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert failed.returncode == 2 and "new or an empty folder" in failed.stderr

@@ -46,6 +46,9 @@ class Attack(ABC):
         TypeError, ValueError: for a bad argument, by name.
     """
 
+    is_black_box = False
+    """Whether it sees no gradient of the model that it is tried on."""
+
     draws_noise = True
     """Whether two runs may differ."""
 

@@ -18,7 +18,7 @@ from ..input_gradient import GradientSession, InputGradient
 from ..losses import RelativeLoss
 from ._checks import check_step_size
 from ._feature_map import FeatureMap, Features
-from ._success import still_right
+from ._success import require_numbers
 from .base import Attack
 
 
@@ -53,6 +53,8 @@ class FeatureAttack(Attack):
         TypeError, ValueError: for a bad argument, by name; where the features cannot be found. A call also raises
             ValueError where the pool has no image of another class than that of one of the images.
     """
+
+    takes_targets = False
 
     def __init__(
         self,
@@ -135,7 +137,9 @@ class FeatureAttack(Attack):
         """Which images the classifier gets right, bool ``[n]``."""
         engine = self.input_gradient
         (logits,) = engine.run(lambda session, images, labels: (session.logits(images),), images, labels)
-        return still_right(logits, labels, check_finite=engine.check_finite)
+        if engine.check_finite:
+            require_numbers(logits)
+        return logits.argmax(1) == labels
 
     def _pool_for(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The pool on the images' device."""

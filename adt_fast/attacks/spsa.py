@@ -12,10 +12,10 @@ from .. import ops
 from .._checks import check_bool, check_finite, check_int
 from .._layout import preferred_layout, with_layout
 from ..input_gradient import FLOAT32, EngineOptions, GradientSession
-from ..losses import Margin, PerExampleLoss, RelativeLoss
+from ..losses import Margin, PerExampleLoss
 from ..noise import MAX_SAMPLES
 from ._checks import check_start, check_step_size
-from ._success import still_right
+from ._success import require_numbers
 from .base import Attack, repeated
 
 _MARGIN = Margin()
@@ -31,9 +31,10 @@ class SPSA(Attack):
     ``samples`` counts the images that are evaluated for an estimate, both ends of each direction; these may lie outside
     of ball and data bounds by sigma.
 
-    An image is done once it is misclassified, which one query finds out after each step; one that is misclassified as
-    it is, is left alone. The attack uses no gradient of the model. The engine takes one of its first two images, where
-    there is one, to check the frozen copy that it runs (:attr:`EngineOptions.twin`) and to size chunks.
+    An image is done once it is misclassified (with a target, as that), which one query finds out after each step; one
+    that is misclassified as it is, is left alone. The attack uses no gradient of the model. The engine takes one of its
+    first two images, where there is one, to check the frozen copy that it runs (:attr:`EngineOptions.twin`) and to size
+    chunks.
 
     Args:
         model, epsilon, **options: see :class:`Attack`.
@@ -48,6 +49,8 @@ class SPSA(Attack):
         loss: what is climbed. Default: the margin.
         engine: as in :class:`Attack`, but in float32: in fewer bits steps of sigma are lost.
     """
+
+    is_black_box = True
 
     def __init__(
         self,
@@ -102,10 +105,10 @@ class SPSA(Attack):
         """The adversarial images, and the queries that each took."""
         x = with_layout(images, session.layout(images))
         natural = session.logits(x)
-        loss = self.input_gradient.loss
-        targets = loss.targets(natural) if isinstance(loss, RelativeLoss) else labels
+        targets = self.targets(session, x, labels)
         queries = torch.ones_like(labels)
-        running = self._still_right(natural, labels).nonzero().squeeze(1)  # indices of images that are not done
+        # Indices of the images that are not done.
+        running = self._still_running(natural, labels, targets).nonzero().squeeze(1)
         x_adv, adam = x.clone(), _Adam(x, self.step_size)
         if self.random_start:
             x_adv[running] = ops.uniform_start_(torch.empty_like(x), x, self.noise.state, **self.ball)[running]
@@ -115,7 +118,8 @@ class SPSA(Attack):
             grad = self._estimate(session, x_adv[running], targets[running], running, step + self.random_start)
             x_adv[running] = self._projected(x_adv[running] + adam.step(running, grad), x[running])
             queries[running] += self.samples + 1
-            running = running[self._still_right(session.logits(x_adv[running]), labels[running])]
+            logits = session.logits(x_adv[running])
+            running = running[self._still_running(logits, labels[running], targets[running])]
         return x_adv, queries
 
     def _estimate(
@@ -152,8 +156,10 @@ class SPSA(Attack):
     def _projected(self, x_adv: Tensor, x: Tensor) -> Tensor:
         return x_adv.clamp(x - self.epsilon, x + self.epsilon).clamp_(self.lower, self.upper)
 
-    def _still_right(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return still_right(logits, labels, check_finite=self.input_gradient.check_finite)
+    def _still_running(self, logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+        if self.input_gradient.check_finite:
+            require_numbers(logits)
+        return ~self._is_reached(logits, labels, targets)
 
 
 class _Adam:

@@ -3,22 +3,89 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
+import tyro
+from torch import nn
+
+from .._arguments import Folder, argument, default_is
+from ..checkpoint import load_model
 from ..config import TrainedModelConfig
-from ..evaluation import accuracy_table
-from ..experiment import evaluate_natural_and_pgd, pgd_20
+from ..evaluation import AttackLike, RobustReport, accuracy_table, evaluate, split_attack_names
+from ..experiment import CLOSING_ATTACKS
+from ..generator_attacks import fitted_attack, is_generator_attack
+from ..input_gradient import EngineOptions, Precision
+from ..run_folder import checkpoint_of
 from ..trained_model import TrainedModel
 from .command import begun
+
+_STATE_NAME = "state.safetensors"
 
 
 @dataclass(frozen=True)
 class Evaluate(TrainedModelConfig):
-    """Report a trained classifier's natural and PGD-20 accuracy."""
+    """Report a trained classifier's accuracy, natural, under attacks, and under all of them together (A_rob)."""
+
+    attacks: Annotated[str, tyro.conf.arg(metavar="paper|NAME,...")] = CLOSING_ATTACKS
+    """Attacks with commas between them, or paper for those of the paper's Table 1: fgsm, pgd-20, pgd-100, mim-20,
+    cw-30, feaattack. Others are spsa-256 (samples), exp, exp-am, imp-am and l2l (whose generator is trained first),
+    transfer-NAME (see --source) and autoattack. Options may follow: pgd-20:restarts=5:step_size=1/255."""
+
+    output: Annotated[Path | None, Folder, default_is("none")] = None
+    """Folder for the report (JSON, Markdown, HTML) and for the state to resume from."""
+
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on where an evaluation with the same settings and --output was stopped."""
+
+    survivors_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Attack only what withstood the attacks before: A_rob comes sooner, and an attack's own accuracy is not known."""
+
+    source: Annotated[Path | None, argument(Path, "RUN_OR_CHECKPOINT"), default_is("none")] = None
+    """Model on which the images of transfer- attacks are made."""
+
+    precision: Precision = "fp32"
+    """Of the model while it is attacked. In 16 bits a rounding error could pass for robustness."""
+
+    examples: int = 8
+    """How many images the report shows with their perturbations."""
 
     def __call__(self) -> None:
+        names = split_attack_names(self.attacks)
+        if self.resume and self.output is None:
+            raise ValueError("output must be given with --resume: the folder where the state is")
         trained = TrainedModel(self)
+        source = None if self.source is None else load_model(checkpoint_of(self.source))[0].to(trained.device)
         print(trained.headline, flush=True)
-        with begun():
-            attack = pgd_20(trained.model, trained.epsilon, trained.norm, self.seed)
-            results = evaluate_natural_and_pgd(trained.model, trained.loader, attack)
-        print(f"\n{accuracy_table(results)}")
+        with begun(self._how_to_go_on()):
+            report = self._report(trained, names, source)
+            files = [] if self.output is None else report.save(self.output)
+        print(f"\n{accuracy_table(report.accuracies())}")
+        for warning in report.warnings:
+            print(f"\nwarning: {warning}")
+        if files:
+            print(f"\nsaved {', '.join(file.name for file in files)} to {self.output}{_missing(files)}")
+
+    def _report(self, trained: TrainedModel, names: tuple[str, ...], source: nn.Module | None) -> RobustReport:
+        attacks: dict[str, str | AttackLike] = {}
+        for name in names:
+            path = None if self.output is None else self.output / f"{name.replace(':', '-')}.safetensors"
+            attacks[name] = fitted_attack(name, trained, path, progress=None) if is_generator_attack(name) else name
+        return evaluate(
+            trained.model, trained.data, attacks, epsilon=trained.epsilon, norm=trained.norm,
+            batch_size=self.batch_size, seed=self.seed, survivors_only=self.survivors_only, source=source,
+            engine=EngineOptions(precision=self.precision),
+            state=None if self.output is None else self.output / _STATE_NAME, resume=self.resume,
+            examples=self.examples, progress=None,
+        )  # fmt: skip
+
+    def _how_to_go_on(self) -> str:
+        if self.output is None:
+            return "interrupted; with --output, an evaluation can be resumed"
+        return f"interrupted; the same command with --resume goes on from {self.output}"
+
+
+def _missing(files: list[Path]) -> str:
+    if any(file.suffix == ".html" for file in files):
+        return ""
+    return '; for an HTML report with figures: pip install "adt_fast[report]"'

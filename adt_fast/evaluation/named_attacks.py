@@ -1,0 +1,147 @@
+"""Attacks by name, as the paper's tables and the command line have them: ``pgd-20``, ``cw-30``, ``spsa-1024``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from .._option_text import parse_options
+from .._suggest import unknown_name_message
+from ..attacks import CW, EXP, FGSM, MIM, PGD, SPSA, AutoAttack, FeatureAttack, Transfer
+from ..attacks._ball import Norm
+
+AttackLike = Callable[[Tensor, Tensor], Tensor]
+"""(images [B, C, H, W], labels [B]) -> adversarial images [B, C, H, W]."""
+
+PAPER = ("fgsm", "pgd-20", "pgd-100", "mim-20", "cw-30", "feaattack")
+"""The attacks of the paper's Tables 1, 2, 7 and 8 (Section 5.2)."""
+
+_TRANSFER = "transfer-"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """An attack that has a name.
+
+    Args:
+        attack: its class.
+        number: the option that a number behind the name gives; None for none.
+        options: other options than the class's defaults.
+        extra: what the class takes from the evaluation.
+    """
+
+    attack: type
+    number: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    extra: tuple[str, ...] = ("noise", "engine")
+
+
+_KINDS = {
+    "fgsm": _Kind(FGSM),
+    "pgd": _Kind(PGD, "steps"),
+    "mim": _Kind(MIM, "steps"),
+    "cw": _Kind(CW, "steps"),
+    "feaattack": _Kind(FeatureAttack, "steps", extra=("noise", "engine", "pool")),
+    "spsa": _Kind(SPSA, "samples"),
+    # As an attack, the paper's EXP is stronger than in training (Section 5.4).
+    "exp": _Kind(EXP, "steps", options=(("steps", 20), ("samples", 10))),
+    "autoattack": _Kind(AutoAttack, extra=()),
+}
+
+
+def attack_names() -> tuple[str, ...]:
+    """The names :func:`create_attack` takes; N stands for a number."""
+    names = (f"{name}-N" if kind.number else name for name, kind in _KINDS.items())
+    return (*names, f"{_TRANSFER}NAME")
+
+
+def split_attack_names(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list, in which ``paper`` stands for :data:`PAPER`; one that comes twice once.
+
+    Raises:
+        ValueError: if one of them is empty.
+    """
+    names = [part.strip() for part in text.split(",")]
+    if "" in names:
+        raise ValueError(f"attacks must be names with commas between them, got {text!r}")
+    unfolded = (one for name in names for one in (PAPER if name == "paper" else (name,)))
+    return tuple(dict.fromkeys(unfolded))
+
+
+def create_attack(
+    name: str,
+    model: nn.Module,
+    epsilon: float = 8 / 255,
+    *,
+    norm: Norm = "linf",
+    source: nn.Module | None = None,
+    **extra: Any,
+) -> AttackLike:
+    """An attack by its name.
+
+    A name is ``fgsm``, ``pgd-N``, ``mim-N`` or ``cw-N`` of N steps, ``feaattack``, ``spsa-N`` of N samples, ``exp`` or
+    ``exp-N``, ``autoattack``; or ``transfer-NAME``, for such an attack on another model. Without a number it is the
+    class's default. Options of the class may follow: ``pgd-20:restarts=5:step_size=1/255``.
+
+    Args:
+        name: see above.
+        model: the classifier.
+        epsilon: radius of the ball, > 0.
+        norm: of the ball; ``"l2"`` for the attacks that have it.
+        source: the model that ``transfer-`` attacks are made on.
+        **extra: what several attacks take: ``noise`` and ``engine``, see :class:`adt_fast.attacks.Attack`, and
+            ``pool``, see :class:`adt_fast.attacks.FeatureAttack`.
+
+    Raises:
+        ValueError: if the name or an option is unknown or impossible, or ``source`` is missing.
+        ImportError: if the attack needs a package that is not installed.
+    """
+    if name.startswith(_TRANSFER):
+        if source is None:
+            raise ValueError(f"source must be given for {name!r}: the model that its images are made on")
+        inner = name.removeprefix(_TRANSFER)
+        return Transfer(source, lambda source, epsilon: create_attack(inner, source, epsilon, norm=norm, **extra),
+                        epsilon)
+    stem, *texts = name.split(":")
+    kind, options = _parse_name(stem)
+    known = _options_of(kind.attack)
+    options |= parse_options("attack", texts, known)
+    if "norm" in known:
+        options.setdefault("norm", norm)
+    elif norm != "linf":
+        raise ValueError(f"attack {stem!r} is of the L-infinity ball alone, and norm is {norm!r}")
+    options |= {key: value for key, value in extra.items() if key in kind.extra}
+    try:
+        return kind.attack(model, epsilon, **options)
+    except TypeError as error:  # of what is not Python but a text, which has no types
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _parse_name(stem: str) -> tuple[_Kind, dict[str, Any]]:
+    if stem in _KINDS:
+        return _KINDS[stem], dict(_KINDS[stem].options)
+    match = re.fullmatch(r"(.+)-(\d+)", stem)
+    kind = _KINDS.get(match[1]) if match else None
+    if kind is None or kind.number is None:
+        like_a_name = re.sub(r"-\d+$", "-N", stem)
+        raise ValueError(unknown_name_message("attack", stem, attack_names(), compared=like_a_name))
+    return kind, dict(kind.options) | {kind.number: int(match[2])}
+
+
+def _options_of(attack: type) -> tuple[str, ...]:
+    """The options that a name may set: those of the class and of what it inherits from."""
+    names: dict[str, None] = {}
+    for ancestor in attack.__mro__:
+        for name, parameter in inspect.signature(ancestor.__init__).parameters.items():
+            if parameter.kind == inspect.Parameter.KEYWORD_ONLY and name not in _GIVEN:
+                names.setdefault(name)
+    return tuple(names)
+
+
+_GIVEN = ("noise", "engine", "pool", "loss", "lower", "upper", "model_mode", "check_finite")
+"""What is no option of a name: the evaluation's own, or no text."""

@@ -1,0 +1,100 @@
+"""What each attack did to each image; kept on disk as an evaluation goes on, so that it can be stopped and resumed."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+
+WRONG, RIGHT, NOT_ATTACKED = 0, 1, -1
+
+_SAVE_EVERY_SECONDS = 2.0
+
+
+class Outcomes:
+    """Outcomes batch by batch: under a name, a number for each image.
+
+    ``labels`` int64; ``natural``, and each attack by its name, int8: :data:`WRONG`, :data:`RIGHT`, or
+    :data:`NOT_ATTACKED` where it was not needed.
+
+    Args:
+        path: where they are kept, as a checkpoint file; None for nowhere.
+        settings: all that they depend on, plain values. A file of other settings is not resumed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> None:
+        self.path = None if path is None else Path(path)
+        self.settings = dict(settings)
+        self.examples: dict[str, Tensor] = {}
+        """A few images and what became of them, ``[E, C, H, W]`` on the CPU, by the same names."""
+        self._batches: list[dict[str, Tensor]] = []
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> None:
+        """Reads the file, where there is one.
+
+        Raises:
+            ValueError: if it is of other settings, or no file of outcomes.
+            CheckpointError: if it is damaged.
+        """
+        if self.path is None or not self.path.exists():
+            return
+        tensors, metadata = load_checkpoint(self.path)
+        if "outcomes" not in metadata:
+            raise CheckpointError(f"{self.path} is a checkpoint, but not of an evaluation")
+        differing = [name for name, value in self.settings.items() if metadata["outcomes"].get(name) != value]
+        if differing:
+            raise ValueError(f"state {self.path} is of another evaluation: {', '.join(differing)} differ. Give it the "
+                             "same settings, or another state file")
+        for name, tensor in tensors.items():
+            place, _, what = name.partition(".")
+            if place == "examples":
+                self.examples[what] = tensor
+            else:
+                self.batch(int(place))[what] = tensor
+
+    def batch(self, index: int) -> dict[str, Tensor]:
+        """The outcomes of a batch, to be added to; the batches before it have some already."""
+        while len(self._batches) <= index:
+            self._batches.append({})
+        return self._batches[index]
+
+    def check_same_images(self, index: int, images: Tensor, labels: Tensor) -> None:
+        """Notes which images a batch has, or raises ValueError where other ones were noted before."""
+        outcomes = self.batch(index)
+        checksum = torch.tensor(zlib.crc32(images.cpu().contiguous().numpy()))
+        labels = labels.cpu()
+        if outcomes.setdefault("checksum", checksum) != checksum or not torch.equal(
+            outcomes.setdefault("labels", labels), labels
+        ):
+            raise ValueError(f"data must be the same, in the same order, as when the state was saved: batch {index} "
+                             "has other images. Is the loader shuffled?")
+
+    def joined(self, name: str) -> Tensor:
+        """The outcomes under a name, of all batches that have it, ``[N]``."""
+        parts = [batch[name] for batch in self._batches if name in batch]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int8)
+
+    def save(self, force: bool = False) -> None:
+        """Writes the file, at most every two seconds unless it is a must."""
+        if self.path is None or (not force and time.monotonic() - self._saved_at < _SAVE_EVERY_SECONDS):
+            return
+        tensors = {f"examples.{name}": tensor for name, tensor in self.examples.items()}
+        for index, batch in enumerate(self._batches):
+            tensors |= {f"{index}.{name}": tensor for name, tensor in batch.items()}
+        save_checkpoint(self.path, tensors, {"outcomes": self.settings})
+        self._saved_at = time.monotonic()
+
+
+def surviving(outcomes: Mapping[str, Tensor], attacks: Iterable[str]) -> Tensor:
+    """Which images are right naturally and under every attack so far, bool ``[B]``."""
+    natural = outcomes["natural"] == RIGHT
+    return torch.stack([natural, *(outcomes[name] != WRONG for name in attacks if name in outcomes)]).all(0)

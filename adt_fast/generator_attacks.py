@@ -1,0 +1,74 @@
+"""EXP-AM, IMP-AM and L2L as attacks on a trained model: their generator is trained against it first (Section 5.4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ._option_text import parse_options
+from .attacks import AmortizedAttack
+from .config import DATASET_DEFAULTS
+from .data import BatchLoader
+from .methods import JointTraining, exp_am, fit_generator, imp_am, l2l
+from .noise import NoiseStream
+from .trained_model import TrainedModel
+
+_FACTORIES = {"exp-am": exp_am, "imp-am": imp_am, "l2l": l2l}
+_BATCH_SIZE = 64
+_OPTIONS = ("epochs", "train_limit", "generator_width", "generator_learning_rate")
+
+
+def is_generator_attack(name: str) -> bool:
+    """Whether a name, options aside, is one of these."""
+    return name.split(":")[0] in _FACTORIES
+
+
+def fitted_attack(name: str, trained: TrainedModel, path: Path | None, *, progress: bool | None) -> AmortizedAttack:
+    """The attack, its generator trained on the model's training images for an epoch.
+
+    Options may follow the name, as in ``exp-am:epochs=3:generator_width=64``; ``train_limit`` trains on the first so
+    many images. By default width and learning rate are those of the data set's training runs.
+
+    Args:
+        name: ``exp-am``, ``imp-am`` or ``l2l``.
+        trained: the model.
+        path: where the trained networks are kept: read if the file is there, else written; None for nowhere.
+        progress: a progress bar where stderr is a terminal; False for none.
+
+    Raises:
+        ValueError: if an option is unknown or impossible.
+        OSError: if the training images are missing.
+    """
+    stem, *texts = name.split(":")
+    by_dataset = DATASET_DEFAULTS[trained.dataset]
+    options = {
+        "epochs": 1,
+        "train_limit": None,
+        "generator_width": by_dataset.generator_width,
+        "generator_learning_rate": by_dataset.generator_learning_rate,
+    } | parse_options("attack", texts, _OPTIONS)
+    if trained.norm != "linf":
+        raise ValueError(f"attack {stem!r} is of the L-infinity ball alone, and norm is {trained.norm!r}")
+    seed = trained.config.seed
+    data = trained.training_data(options["train_limit"])
+    devices = [trained.device] if trained.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # initial weights are drawn from PyTorch's generator
+        torch.manual_seed(seed)
+        attack = _FACTORIES[stem](
+            trained.model, trained.epsilon, image_shape=tuple(data.images.shape[1:]),
+            generator_width=options["generator_width"], noise=NoiseStream(seed),
+        )  # fmt: skip
+    training = JointTraining(attack, generator_learning_rate=options["generator_learning_rate"])
+    if path is not None and path.exists():
+        if training.load(path) != {"attack": name, "seed": seed}:
+            raise ValueError(f"{path} holds another generator than {name} with seed {seed}: give another output folder")
+        return attack
+    loader = BatchLoader(data, _BATCH_SIZE, device=trained.device, shuffle=True, seed=seed, channels_last=True)
+    fit_generator(
+        attack, loader, epochs=options["epochs"], generator_learning_rate=options["generator_learning_rate"],
+        progress=None if progress is False else f"fit {stem}",
+    )  # fmt: skip
+    if path is not None:
+        training.save(path, {"attack": name, "seed": seed})
+    return attack
