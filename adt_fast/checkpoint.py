@@ -3,6 +3,9 @@
 A file is an ordinary safetensors file, so `safetensors.torch.load_file` reads its tensors too. Its header's metadata
 has one entry, "adt_fast": a JSON object with `format_version`, `metadata`, and `sha256`, the digest of that metadata
 and of every tensor. The digest tells a bit that flipped on disk from a number that was trained.
+
+`load_model` reads the files of others as well, whose layouts are in `checkpoint_layouts`; what is in a pickle is read
+by torch.load(weights_only=True) alone.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ._atomic_file import atomic_file
+from .checkpoint_layouts import UnknownCheckpoint, from_foreign, is_torch_file, read_file
 from .models import create_model
 
 FORMAT_VERSION = 1
@@ -62,11 +66,22 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     written by `save_checkpoint`, or was written by a newer version.
     """
     path = Path(path)
-    content = path.read_bytes()
+    return _parse(path, path.read_bytes())
+
+
+def _parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if is_torch_file(content):
+        raise CheckpointError(
+            f"{path} is a file of torch.save or pickle, and adt_fast writes safetensors only. If it is a model, "
+            "load_model reads it; otherwise torch.load(path, weights_only=True) may"
+        )
     try:
         tensors = safetensors.torch.load(content)
     except Exception as error:  # the reader's own error, and struct, JSON and dtype errors beside it
-        raise CheckpointError(f"{path} {_describe_foreign(content)} ({error})") from error
+        raise CheckpointError(
+            f"{path} is no safetensors file, or is damaged or cut short. Use another copy, or an earlier checkpoint "
+            f"({error})"
+        ) from error
     entry = _read_entry(path, content)
     metadata = entry.get("metadata")
     if not isinstance(metadata, dict) or entry.get("sha256") != digest(tensors, metadata):
@@ -141,17 +156,47 @@ def save_model(
     save_checkpoint(path, state, metadata)
 
 
-def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
-    """The model that `save_model` wrote, on the CPU, in eval mode and in the dtype it had; and the metadata.
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    model_name: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    activation: str | None = None,
+    shortcut: str | None = None,
+    entry: str | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model that `save_model` or the code of others wrote, on the CPU, in eval mode and in the dtype it had.
 
-    The metadata's keys are model_name, model_kwargs and extra. PyTorch's random state is left alone.
+    With it come the metadata: model_name, model_kwargs and extra. PyTorch's random state is left alone.
 
-    Raises what `load_checkpoint` does, and CheckpointError where the file is a checkpoint but not of a model, or of one
-    that `create_model` no longer makes.
+    A file of others, by torch.save or safetensors, has one of the layouts in docs/checkpoints.md. `extra["source"]`
+    then tells what was recognised (layout, entry, prefix), and what was dropped, added and converted. Where such a file
+    leaves something open, the arguments say it:
+
+    model_name: the architecture there has to be, for example "wrn-28-10"; for our own files as well. Default: any.
+    mean, std: the normalisation of the input, one number per channel, where the file has none. Default: none, but for
+        the layout "dm", whose code always normalises: there they are required.
+    activation: "relu" or "silu"; required for the layout "dm".
+    shortcut: "activated" or "input", see `PreActResNet18`; required for a file of others with that network.
+    entry: the name of the dict in the file that the model is in, where there are several.
+
+    Raises OSError where the file cannot be read; CheckpointError where it is damaged, is no model that `create_model`
+    makes, or is not what the arguments say it is; ValueError for arguments that do not fit it.
     """
-    tensors, metadata = load_checkpoint(path)
-    if not {"model_name", "model_kwargs", "extra"} <= metadata.keys():
-        raise CheckpointError(f"{path} is a checkpoint, but not of a model alone: read it with load_checkpoint")
+    path = Path(path)
+    content = path.read_bytes()
+    given = {"mean": mean, "std": std, "activation": activation, "shortcut": shortcut, "entry": entry}
+    if _is_foreign(content):
+        tensors, metadata = _read_foreign(path, content, given)
+    else:
+        tensors, metadata = _parse(path, content)
+        if not {"model_name", "model_kwargs", "extra"} <= metadata.keys():
+            raise CheckpointError(f"{path} is a checkpoint, but not of a model alone: read it with load_checkpoint")
+        if needless := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"{needless[0]} is for the files of others, and {path} says it itself: leave it out")
+    if model_name is not None and metadata["model_name"] != model_name:
+        raise CheckpointError(f"{path} holds a {metadata['model_name']}, and model_name={model_name!r} is wanted")
     try:
         model = _create_untrained(metadata)
         model.load_state_dict(tensors, assign=True)
@@ -160,9 +205,29 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]
     return model.eval(), metadata
 
 
+def _read_foreign(path: Path, content: bytes, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        found = from_foreign(read_file(content), **options)
+    except UnknownCheckpoint as error:
+        raise CheckpointError(f"{path} {error}") from error
+    extra = {"source": {"file": path.name, **found.source}}
+    return found.state, {"model_name": found.model_name, "model_kwargs": found.model_kwargs, "extra": extra}
+
+
+def _is_foreign(content: bytes) -> bool:
+    """Whether the file is of torch.save, or of safetensors without our entry; one that is damaged may be ours."""
+    if is_torch_file(content):
+        return True
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return _ENTRY not in header.get("__metadata__", {})
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        return False
+
+
 def _create_untrained(metadata: Mapping[str, Any]) -> nn.Module:
-    """The model with initial weights, drawn without a trace in PyTorch's global generator."""
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+    """The model without numbers in its tensors, which costs neither memory nor random numbers."""
+    with torch.device("meta"):
         return create_model(metadata["model_name"], **metadata["model_kwargs"])
 
 
@@ -191,7 +256,7 @@ def _read_entry(path: Path, content: bytes) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is a safetensors file that adt_fast did not write, or its header is damaged. "
-            "Read its tensors with safetensors.torch.load_file"
+            "If it is a model, load_model reads it; safetensors.torch.load_file reads its tensors"
         ) from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -199,15 +264,6 @@ def _read_entry(path: Path, content: bytes) -> dict[str, Any]:
             f"{FORMAT_VERSION}: read it with the adt_fast that wrote it, or a newer one"
         )
     return entry
-
-
-def _describe_foreign(content: bytes) -> str:
-    if content[:4] == b"PK\x03\x04" or content[:1] == b"\x80":
-        return (
-            "is a file of torch.save or pickle, and adt_fast reads safetensors only. Read it with "
-            "torch.load(path, weights_only=True), and pass the tensors to save_checkpoint or load_state_dict"
-        )
-    return "is no safetensors file, or is damaged or cut short. Use another copy, or an earlier checkpoint"
 
 
 def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
