@@ -184,16 +184,25 @@ def load_model(
     Raises OSError where the file cannot be read; CheckpointError where it is damaged, is no model that `create_model`
     makes, or is not what the arguments say it is; ValueError for arguments that do not fit it.
     """
+    options = {"mean": mean, "std": std, "activation": activation, "shortcut": shortcut, "entry": entry}
+    model, metadata, _ = read_model(path, model_name, options)
+    return model, metadata
+
+
+def read_model(
+    path: str | os.PathLike[str], model_name: str | None, options: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any], bool]:
+    """What `load_model` gives, and whether the file is of others. options: those of `from_foreign`."""
     path = Path(path)
     content = path.read_bytes()
-    given = {"mean": mean, "std": std, "activation": activation, "shortcut": shortcut, "entry": entry}
-    if _is_foreign(content):
-        tensors, metadata = _read_foreign(path, content, given)
+    is_foreign = _is_foreign(content)
+    if is_foreign:
+        tensors, metadata = _read_foreign(path, content, options)
     else:
         tensors, metadata = _parse(path, content)
         if not {"model_name", "model_kwargs", "extra"} <= metadata.keys():
             raise CheckpointError(f"{path} is a checkpoint, but not of a model alone: read it with load_checkpoint")
-        if needless := [name for name, value in given.items() if value is not None]:
+        if needless := [name for name, value in options.items() if value is not None]:
             raise ValueError(f"{needless[0]} is for the files of others, and {path} says it itself: leave it out")
     if model_name is not None and metadata["model_name"] != model_name:
         raise CheckpointError(f"{path} holds a {metadata['model_name']}, and model_name={model_name!r} is wanted")
@@ -202,7 +211,7 @@ def load_model(
         model.load_state_dict(tensors, assign=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} holds a model that this version cannot build: {error}") from error
-    return model.eval(), metadata
+    return model.eval(), metadata, is_foreign
 
 
 def _read_foreign(path: Path, content: bytes, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 
 from ._atomic_file import atomic_file
-from .checkpoint import load_model, save_model
-from .checkpoint_layouts import Normalization, to_foreign
+from .checkpoint import read_model, save_model
+from .checkpoint_layouts import Exported, Normalization, to_foreign
 
 _TORCH_SUFFIXES = {".pt", ".pth", ".tar", ".ckpt", ".bin", ".pkl"}
 
@@ -26,13 +26,15 @@ class Conversion:
     model_kwargs: dict[str, Any]
     """With `model_name`, the arguments of `create_model` that make the model."""
     source: dict[str, Any] | None
-    """What was recognised in the file of others that the model came from, see `load_model`; None for our own models."""
+    """What was recognised in a file of others, see `load_model`; None for one of ours."""
     layout: str
     """Of the target."""
     tensors: int
     """How many the target has."""
     dropped: dict[str, list[str]]
     """Why -> which tensors of the model the target lacks."""
+    untold: dict[str, Any]
+    """What the target does not tell: the arguments of `load_model` that read it again."""
 
 
 def convert_checkpoint(
@@ -55,7 +57,8 @@ def convert_checkpoint(
     source: a file that `load_model` reads; model_name, mean, std, activation, shortcut and entry are its arguments.
     target: the file to write, whole or not at all. One of others is a state dict of safetensors where the name ends in
         ".safetensors", and of torch.save otherwise.
-    layout: "adt_fast" for a file of `save_model`; "wrn", "preactresnet-18" or "dm" for one of others, see
+    layout: "adt_fast" for a file of `save_model`, whose extra metadata have what was recognised in the source, dropped,
+        added and converted under "converted_from"; "wrn", "preactresnet-18" or "dm" for one of others, see
         docs/checkpoints.md. Only a layout whose code computes the same function will do.
     normalization: of a model that has one, for the layouts of others; it cannot be folded into the first convolution,
         whose zero padding comes after it. "keep" writes its numbers: for "wrn" and "preactresnet-18" the file is then
@@ -70,23 +73,26 @@ def convert_checkpoint(
     that do not fit the layout, and a normalisation that would be lost; OSError where writing fails.
     """
     path = Path(target)
-    model, metadata = load_model(
-        source, model_name=model_name, mean=mean, std=std, activation=activation, shortcut=shortcut, entry=entry
-    )
-    name, kwargs = metadata["model_name"], metadata["model_kwargs"]
+    options = {"mean": mean, "std": std, "activation": activation, "shortcut": shortcut, "entry": entry}
+    model, metadata, is_foreign = read_model(source, model_name, options)
+    name, kwargs, extra = (metadata[key] for key in ("model_name", "model_kwargs", "extra"))
+    found = extra["source"] if is_foreign else None
     if layout == "adt_fast":
         _check_ours(path, normalization=normalization, sub_block1=sub_block1, module_prefix=module_prefix)
-        tensors, dropped = model.state_dict(), {}
-        save_model(path, model, model_name=name, model_kwargs=kwargs, extra=metadata["extra"])
+        exported = Exported(model.state_dict(), {}, {})
+        extra = {"converted_from": found} if is_foreign else extra
+        save_model(path, model, model_name=name, model_kwargs=kwargs, extra=extra)
     else:
-        options = dict(normalization=normalization, sub_block1=sub_block1, module_prefix=module_prefix)
-        tensors, dropped = to_foreign(model.state_dict(), name, kwargs, layout, **options)
+        exported = to_foreign(
+            model.state_dict(), name, kwargs, layout,
+            normalization=normalization, sub_block1=sub_block1, module_prefix=module_prefix,
+        )  # fmt: skip
         with atomic_file(path) as file:
             if path.suffix == ".safetensors":
-                file.write(safetensors.torch.save(tensors, {"format": "pt"}))
+                file.write(safetensors.torch.save(exported.tensors, {"format": "pt"}))
             else:
-                torch.save(tensors, file)
-    return Conversion(name, kwargs, metadata["extra"].get("source"), layout, len(tensors), dropped)
+                torch.save(exported.tensors, file)
+    return Conversion(name, kwargs, found, layout, len(exported.tensors), exported.dropped, exported.untold)
 
 
 def _check_ours(path: Path, **options: Any) -> None:

@@ -98,6 +98,9 @@ MODELS = {
         name: lambda name=name: create_model(name, mean=[0.5, 0.5, 0.4], std=[0.2, 0.2, 0.3])
         for name in ("wrn-10-2", "preactresnet-18", "small-cnn")
     },
+    "wrn-10-2 of others": lambda: create_model(
+        "wrn-10-2", mean=[0.5, 0.5, 0.4], std=[0.2, 0.2, 0.3], activation="silu", padding="same"
+    ),
 }
 
 
@@ -142,8 +145,8 @@ def test_the_twin_in_float64(model, batch):
 
 @pytest.mark.parametrize(
     "name, folded, affine",
-    [("post-activation", 3, 2), ("pre-activation", 1, 1), ("shared", 0, 0), ("wrn-10-2", 4, 4), ("small-cnn", 0, 1),
-     ("preactresnet-18", 8, 9)],
+    [("post-activation", 3, 2), ("pre-activation", 1, 1), ("shared", 0, 0), ("wrn-10-2", 4, 4),
+     ("wrn-10-2 of others", 4, 4), ("small-cnn", 0, 1), ("preactresnet-18", 8, 9)],
 )  # fmt: skip
 def test_what_is_folded(name, folded, affine, batch):
     twin = AttackTwin(MODELS[name]().to(batch[0].device), None, compile=False, winograd=True, probe=batch[0])

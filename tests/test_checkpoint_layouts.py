@@ -504,6 +504,8 @@ def test_robustbench_round_trip_of_wrn_28_10(tmp_path):
     state = network.state_dict()
     torch.save(state, tmp_path / "theirs.pt")
     convert_checkpoint(tmp_path / "theirs.pt", tmp_path / "ours.safetensors")
+    found = load_model(tmp_path / "theirs.pt")[1]["extra"]["source"]
+    assert load_model(tmp_path / "ours.safetensors")[1]["extra"] == {"converted_from": found}
     conversion = convert_checkpoint(tmp_path / "ours.safetensors", tmp_path / "again.pt", layout="wrn")
     assert conversion.tensors == len(state) == 155 and conversion.model_name == "wrn-28-10"
     again = torch.load(tmp_path / "again.pt", weights_only=True)
@@ -622,10 +624,10 @@ def test_sub_block1_is_of_one_layout(tmp_path):
 
 
 def test_what_our_files_know_survives_a_conversion(tmp_path):
-    save_model(tmp_path / "ours", create_model("small-cnn"), model_name="small-cnn", extra={"dataset": "digits"})
+    save_model(tmp_path / "ours", create_model("small-cnn"), model_name="small-cnn", extra={"source": "digits"})
     conversion = convert_checkpoint(tmp_path / "ours", tmp_path / "copy.safetensors")
     assert conversion.source is None and conversion.layout == "adt_fast"
-    assert load_model(tmp_path / "copy.safetensors")[1]["extra"] == {"dataset": "digits"}
+    assert load_model(tmp_path / "copy.safetensors")[1]["extra"] == {"source": "digits"}
 
 
 def test_checkpoints_of_ours_that_are_no_model_stay_an_error(tmp_path):

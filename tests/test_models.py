@@ -31,9 +31,10 @@ def images(batch=2, channels=3, size=32, seed=1):
 class PlainNetwork:
     """Layers applied by name from a state dict, with nothing of adt_fast in them."""
 
-    def __init__(self, model):
+    def __init__(self, model, activation="relu", padding="symmetric", shortcut="activated"):
         self.state = model.state_dict()
         self.training = model.training
+        self.activation, self.padding, self.shortcut = activation, padding, shortcut
 
     def conv(self, x, name, stride=1, padding=1):
         return F.conv2d(x, self.state[name + ".weight"], self.state.get(name + ".bias"), stride=stride, padding=padding)
@@ -45,14 +46,27 @@ class PlainNetwork:
         else:
             mean, var = self.state[name + ".running_mean"], self.state[name + ".running_var"]
         scale = weight / torch.sqrt(var + 1e-5)
-        return ((x - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)).clamp(min=0)
+        out = (x - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
+        return out.clamp(min=0) if self.activation == "relu" else out / (1 + torch.exp(-out))
+
+    def conv_same(self, x, name):
+        """Stride 2 by TensorFlow's rule: ceil(n / 2) outputs, and what that needs of zeros, the odd one at the end."""
+        padding = []
+        for n in reversed(x.shape[2:]):
+            total = max((math.ceil(n / 2) - 1) * 2 + 3 - n, 0)
+            padding += [total // 2, total - total // 2]
+        return self.conv(F.pad(x, padding), name, 2, padding=0)
 
     def block(self, x, name, stride, shortcut):
         activated = self.bn_relu(x, name + ".bn1")
-        out = self.conv(activated, name + ".conv1", stride)
+        if self.padding == "same" and stride == 2:
+            out = self.conv_same(activated, name + ".conv1")
+        else:
+            out = self.conv(activated, name + ".conv1", stride)
         out = self.conv(self.bn_relu(out, name + ".bn2"), name + ".conv2")
         if f"{name}.{shortcut}.weight" in self.state:
-            x = self.conv(activated, f"{name}.{shortcut}", stride, padding=0)
+            taken = activated if self.shortcut == "activated" else x
+            x = self.conv(taken, f"{name}.{shortcut}", stride, padding=0)
         return x + out
 
     def linear(self, x, name):
@@ -63,8 +77,7 @@ class PlainNetwork:
         for group, stride in (("block1", 1), ("block2", 2), ("block3", 2)):
             for index in range(blocks):
                 x = self.block(x, f"{group}.layer.{index}", stride if index == 0 else 1, "convShortcut")
-        x = F.avg_pool2d(self.bn_relu(x, "bn1"), 8)
-        return self.linear(x.flatten(1), "fc")
+        return self.linear(self.bn_relu(x, "bn1").mean((2, 3)), "fc")
 
     def preactresnet18(self, x):
         x = self.conv(x, "conv1")
@@ -123,10 +136,33 @@ def test_wide_resnet_matches_plain_float64(depth, width, training):
     torch.testing.assert_close(model(images()), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [32, 30, (18, 31)], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"activation": "silu"}, {"padding": "same"}, {"activation": "silu", "padding": "same"}], ids=str
+)
+def test_wide_resnet_options_match_plain_float64(options, size):
+    model = randomized(create_model("wrn-10-2", **options))
+    height, width = size if isinstance(size, tuple) else (size, size)
+    x = images(size=33)[:, :, :height, :width]
+    expected = PlainNetwork(model, **options).wide_resnet(x, blocks=1)
+    torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(PlainNetwork(model).wide_resnet(x, blocks=1), expected)
+
+
+def test_options_do_not_change_the_state_dict():
+    shapes = [
+        {name: tensor.shape for name, tensor in create_model("wrn-10-2", **options).state_dict().items()}
+        for options in ({}, {"activation": "silu", "padding": "same"})
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("shortcut", ["activated", "input"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_preactresnet_matches_plain_float64(training):
-    model = randomized(PreActResNet18()).train(training)
-    expected = PlainNetwork(copy.deepcopy(model)).preactresnet18(images())
+def test_preactresnet_matches_plain_float64(training, shortcut):
+    model = randomized(PreActResNet18(shortcut=shortcut)).train(training)
+    expected = PlainNetwork(copy.deepcopy(model), shortcut=shortcut).preactresnet18(images())
     torch.testing.assert_close(model(images()), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -233,6 +269,22 @@ class TestEveryModel:
 def test_bad_normalisation(mean, std, message):
     with pytest.raises(ValueError, match=message):
         create_model("small-cnn", mean=mean, std=std)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("wrn-10-1", {"activation": "swish"}, "activation must be one of 'relu', 'silu', got 'swish'"),
+        ("wrn-10-1", {"padding": "SAME"}, "padding must be one of 'symmetric', 'same', got 'SAME'"),
+        ("wrn-10-1", {"shortcut": "input"}, "shortcut is an option of preactresnet-18 alone, and wrn-10-1 has none"),
+        ("preactresnet-18", {"shortcut": "x"}, "shortcut must be one of 'activated', 'input', got 'x'"),
+        ("preactresnet-18", {"padding": "same"}, "padding is an option of wrn-DEPTH-WIDTH alone"),
+        ("small-cnn", {"activation": "relu"}, "activation is an option of wrn-DEPTH-WIDTH alone, and small-cnn"),
+    ],
+)
+def test_options_of_other_models_and_unknown_choices(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(name, **options)
 
 
 def test_normalize_needs_a_channel():

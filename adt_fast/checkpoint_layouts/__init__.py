@@ -4,13 +4,14 @@ Pure functions. `files.py` reads what is in a file, `find.py` finds the network 
 `importing.py` and `exporting.py` translate.
 """
 
-from .exporting import Normalization, to_foreign
+from .exporting import Exported, Normalization, to_foreign
 from .files import is_torch_file, read_file
 from .importing import ForeignModel, from_foreign
 from .layouts import LAYOUTS, UnknownCheckpoint
 
 __all__ = [
     "LAYOUTS",
+    "Exported",
     "ForeignModel",
     "Normalization",
     "UnknownCheckpoint",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,6 +20,18 @@ _OURS = ("normalize.mean", "normalize.std")
 _DROPPED_NORMALIZATION = "the normalisation of the model, as asked for"
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A model in a layout of others."""
+
+    tensors: dict[str, Tensor]
+    """Its state dict, by their names."""
+    dropped: dict[str, list[str]]
+    """Why -> which tensors of the model it lacks."""
+    untold: dict[str, Any]
+    """What the state dict does not tell: the arguments of `from_foreign` that read it again."""
+
+
 def to_foreign(
     state: Mapping[str, Tensor],
     model_name: str,
@@ -28,8 +41,8 @@ def to_foreign(
     normalization: Normalization | None = None,
     sub_block1: bool = False,
     module_prefix: bool = False,
-) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """(a state dict in a layout of others, {reason: names} of what it lacks); arguments of `convert_checkpoint`.
+) -> Exported:
+    """The model in a layout of others; the arguments are those of `convert_checkpoint`.
 
     state, model_name, model_kwargs: a model of `create_model`. The tensors are not copied, but for `sub_block1`.
 
@@ -52,8 +65,12 @@ def to_foreign(
     if sub_block1:
         block1 = {name: tensor for name, tensor in state.items() if name.startswith("block1.")}
         tensors |= {f"{prefix}sub_{name}": tensor.clone() for name, tensor in block1.items()}
+    tensors = {("module." if module_prefix else "") + name: tensor for name, tensor in tensors.items()}
     dropped = {_DROPPED_NORMALIZATION: list(_OURS)} if normalization == "drop" and normalizes else {}
-    return {("module." if module_prefix else "") + name: tensor for name, tensor in tensors.items()}, dropped
+    untold = {target.open[0]: model_kwargs.get(target.open[0]) or DEFAULTS[target.open[0]]} if target.open[0] else {}
+    if normalization == "drop" and (normalizes or target.normalizes):
+        untold |= {name: number.flatten().tolist() for name, number in _mean_and_std(state).items()}
+    return Exported(tensors, dropped, untold)
 
 
 def _check_same_function(target: Layout, model_name: str, kwargs: Mapping[str, Any]) -> None:
@@ -76,11 +93,14 @@ def _which_normalization(target: Layout, normalizes: bool) -> str:
 
 
 def _kept_normalization(target: Layout, state: Mapping[str, Tensor], normalizes: bool) -> dict[str, Tensor]:
-    if normalizes:
-        mean, std = (state[name] for name in _OURS)
-    else:
-        mean = state["conv1.weight"].new_zeros(state["conv1.weight"].shape[1], 1, 1)
-        std = torch.ones_like(mean)
     if target.normalizes:
-        return {"mean": mean, "std": std}
-    return {"normalize.mean": mean[None], "normalize.std": std[None]} if normalizes else {}
+        return _mean_and_std(state)
+    return {f"normalize.{name}": number[None] for name, number in _mean_and_std(state).items()} if normalizes else {}
+
+
+def _mean_and_std(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's normalisation [C, 1, 1]; for none, that which changes nothing."""
+    if _OURS[0] in state:
+        return {"mean": state[_OURS[0]], "std": state[_OURS[1]]}
+    mean = state["conv1.weight"].new_zeros(state["conv1.weight"].shape[1], 1, 1)
+    return {"mean": mean, "std": torch.ones_like(mean)}
