@@ -292,6 +292,32 @@ def test_other_data_bounds(problem):
     assert (adversarial - images).abs().max() <= 0.3 * (1 + 1e-6)
 
 
+def test_under_inference_mode(problem):
+    """Also with a pool that was made there."""
+    model, images, labels = problem
+    expected = attack_for(model)(images, labels)
+    with torch.inference_mode():
+        attack = attack_for(model, pool=(images + 0, labels + 0))
+        assert torch.equal(attack(images + 0, labels + 0), expected)
+    attack.noise = NoiseStream(SEED, offset=OFFSET)
+    assert torch.equal(attack(images, labels), expected)
+
+
+def test_in_16_bits(problem):
+    """The guard compares gradients of the features, whatever their targets, and lets a sound model be."""
+    model, images, labels = copy.deepcopy(problem[0]).float(), problem[1].float(), problem[2]
+    attack = attack_for(model, engine=EngineOptions(precision="bf16"))
+    found = attack(images, labels)
+    assert attack.feature_gradient.guard.allowed and attack.feature_gradient.twin.dtype == torch.bfloat16
+    assert (found - images).abs().max() <= EPSILON * (1 + 1e-6)
+
+
+def test_wrappers_are_taken_off(problem):
+    model, images, labels = problem
+    attack = attack_for(nn.DataParallel(model))
+    assert attack.model is model and torch.equal(attack(images, labels), attack_for(model)(images, labels))
+
+
 def test_no_steps(problem):
     """The starts of the last target."""
     model, images, labels = problem

@@ -9,7 +9,7 @@ from torch import nn
 
 from adt_fast import NoiseStream, ops
 from adt_fast.attacks import SPSA
-from adt_fast.input_gradient import EngineOptions
+from adt_fast.input_gradient import EngineOptions, GradientSession
 from adt_fast.losses import KLFromNatural
 
 EPSILON, SEED, OFFSET = 0.1, 7, 3
@@ -155,6 +155,18 @@ class Counting(nn.Module):
         return self.model(images)
 
 
+@pytest.mark.parametrize("query_batch", [7, 40, 1000])
+def test_queries_of_several_images_are_made_together_only_if_they_fit(problem, monkeypatch, query_batch):
+    """So that memory has a bound: those of one image at least, and all images' where they may go through at once."""
+    model, images, labels = problem
+    sizes, losses = [], GradientSession.losses
+    monkeypatch.setattr(
+        GradientSession, "losses", lambda self, x, targets: sizes.append(len(x)) or losses(self, x, targets)
+    )
+    SPSA(model, EPSILON, query_batch=query_batch, noise=NoiseStream(SEED), **SETTINGS)(images, labels)
+    assert max(sizes) == {7: 16, 40: 32, 1000: 7 * 16}[query_batch]
+
+
 @pytest.mark.parametrize("query_batch", [7, 100])
 def test_the_queries_are_those_that_the_model_sees(problem, query_batch):
     """Each is counted, none is differentiable, and no more go through at once than may."""
@@ -237,6 +249,14 @@ def test_other_data_bounds():
     adversarial = SPSA(model, 0.3, lower=-2, upper=2, samples=8, steps=5, step_size=0.2)(images, labels)
     assert adversarial.min() == -2 and adversarial.max() == 2
     assert (adversarial - images).abs().max() <= 0.3 * (1 + 1e-5)
+
+
+def test_under_inference_mode(problem):
+    model, images, labels = problem
+    expected = SPSA(model, EPSILON, noise=NoiseStream(SEED), **SETTINGS)(images, labels)
+    with torch.inference_mode():
+        found = SPSA(model, EPSILON, noise=NoiseStream(SEED), **SETTINGS)(images + 0, labels + 0)
+    assert torch.equal(found, expected)
 
 
 def test_no_steps(problem):
