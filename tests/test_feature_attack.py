@@ -250,7 +250,7 @@ def test_this_librarys_models(name):
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = model(images).argmax(1)
     labels[0] = (labels[0] + 1) % 4
-    attack = attack_for(model, targets=2, steps=2)
+    attack = attack_for(model, targets=2, steps=2, pool=(images, torch.arange(6) % 4))
     found = attack(images, labels)
     assert not torch.equal(found[1:], images[1:]) and torch.equal(found[0], images[0])
     assert not attack.feature_gradient.twin.unfused_because
@@ -301,6 +301,24 @@ def test_under_inference_mode(problem):
         assert torch.equal(attack(images + 0, labels + 0), expected)
     attack.noise = NoiseStream(SEED, offset=OFFSET)
     assert torch.equal(attack(images, labels), expected)
+
+
+def test_restarts(problem):
+    """On the images that are left, with a pool of all, and the noise that comes next."""
+    model, images, labels = problem
+    options = {"pool": (images, labels), "targets": 1, "features": "post-pool"}
+    first, second = attack_for(model, **options), attack_for(model, **options)
+    once = first(images, labels)
+    left = model(once).argmax(1) == labels
+    second.noise = NoiseStream(SEED, offset=first.noise.offset)
+    again = second(images[left], labels[left])
+    expected = once.clone()
+    expected[left] = again
+    wrong = model(expected).argmax(1) != labels
+    assert wrong[left].any() and wrong[~left].all() and not left.all()
+    attack = attack_for(model, restarts=2, **options)
+    assert torch.equal(attack(images, labels)[wrong], expected[wrong])
+    assert attack.noise.offset == second.noise.offset
 
 
 def test_in_16_bits(problem):
@@ -484,6 +502,8 @@ def test_a_method_whose_features_are_no_map(problem):
     ({"layer": 3}, TypeError, "layer must be the name of a module or None"),
     ({"layer_input": True}, ValueError, "layer_input=True needs the name of a layer"),
     ({"layer": "pool", "layer_input": 1}, TypeError, "layer_input must be a bool"),
+    ({"target": "given"}, ValueError, "target must be 'none' for FeatureAttack"),
+    ({"restarts": 2}, ValueError, "restarts needs a pool"),
     ({"loss": F.cross_entropy}, TypeError, "loss is no option of FeatureAttack"),
     ({"pool": 3}, TypeError, "pool must be a pair"),
     ({"pool": (torch.rand(2, 3, 6, 5) + 1, torch.tensor([0, 1]))}, ValueError, "pool: images must be finite, in"),

@@ -50,8 +50,11 @@ def noise_of(images, *, samples, steps, random_start):
     return start, [torch.where(step < 0, -1.0, 1.0).double() for step in normals]
 
 
-def plain_spsa(model, image, label, start, directions, *, step_size, sigma, relative=False):
-    """One image ``[C, H, W]``, one query at a time; torch.optim.Adam. The adversarial image, and the queries."""
+def plain_spsa(model, image, label, start, directions, *, step_size, sigma, goal):
+    """One image ``[C, H, W]``, one query at a time; torch.optim.Adam. The adversarial image, and the queries.
+
+    goal: "none", "given", "least-likely", or "divergence", to leave the natural logits.
+    """
     queries = 0
 
     def ask(at):
@@ -60,10 +63,21 @@ def plain_spsa(model, image, label, start, directions, *, step_size, sigma, rela
         with torch.no_grad():
             return model(at[None])[0]
 
-    natural = ask(image)
-    if natural.argmax() != label:
+    if goal in ("least-likely", "divergence"):
+        natural = ask(image)
+    if goal == "least-likely":
+        label = int(natural.argmin())
+
+    def loss(logits):
+        if goal == "divergence":
+            return divergence(logits, natural)
+        return margin(logits, label) if goal == "none" else -margin(logits, label)
+
+    def is_done(at):
+        return (ask(at).argmax() == label) == (goal in ("given", "least-likely"))
+
+    if is_done(image):
         return image, queries
-    loss = (lambda logits: divergence(logits, natural)) if relative else (lambda logits: margin(logits, label))
     x = start.clone()
     adam = torch.optim.Adam([x], lr=step_size, maximize=True)
     for step in directions:
@@ -73,16 +87,16 @@ def plain_spsa(model, image, label, start, directions, *, step_size, sigma, rela
         x.grad = grad / len(step)
         adam.step()
         x.copy_(torch.min(torch.max(x, image - EPSILON), image + EPSILON).clamp(0, 1))
-        if ask(x).argmax() != label:
+        if is_done(x):
             break
     return x, queries
 
 
-def plain_results(model, images, labels, *, random_start=True, relative=False, **settings):
+def plain_results(model, images, labels, *, random_start=True, goal="none", **settings):
     samples, steps = settings.pop("samples"), settings.pop("steps")
     start, directions = noise_of(images, samples=samples, steps=steps, random_start=random_start)
     results = [
-        plain_spsa(model, image, label, start[b], [v[:, b] for v in directions], relative=relative, **settings)
+        plain_spsa(model, image, label, start[b], [v[:, b] for v in directions], goal=goal, **settings)
         for b, (image, label) in enumerate(zip(images, labels.tolist(), strict=True))
     ]
     return torch.stack([x for x, _ in results]), torch.tensor([queries for _, queries in results])
@@ -108,12 +122,24 @@ def test_against_a_plain_loop(problem, random_start, options):
 
 
 def test_climbing_the_divergence(problem):
-    """A loss relative to the natural logits, which the first query gives."""
+    """A loss relative to the natural logits, which take a query."""
     model, images, labels = problem
-    expected, queries = plain_results(model, images, labels, relative=True, **SETTINGS)
+    expected, queries = plain_results(model, images, labels, goal="divergence", **SETTINGS)
     attack = SPSA(model, EPSILON, loss=KLFromNatural(), noise=NoiseStream(SEED, offset=OFFSET), **SETTINGS)
     torch.testing.assert_close(attack(images, labels), expected, rtol=0, atol=1e-7)
     assert attack.queries.tolist() == queries.tolist()
+
+
+@pytest.mark.parametrize("target", ["given", "least-likely"])
+def test_towards_a_class(problem, target):
+    model, images, labels = problem
+    labels = model(images).argsort(1)[:, 2]  # the second best, but for the first image
+    labels[0] = model(images[:1]).argmax()
+    settings = SETTINGS | {"step_size": 0.03}
+    expected, queries = plain_results(model, images, labels, goal=target, **settings)
+    attack = SPSA(model, EPSILON, target=target, noise=NoiseStream(SEED, offset=OFFSET), **settings)
+    torch.testing.assert_close(attack(images, labels), expected, rtol=0, atol=1e-9)
+    assert attack.queries.tolist() == queries.tolist() and len(queries.unique()) >= 3
 
 
 def test_weights_may_change_between_calls(problem):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from .._checks import check_finite
 from ..losses import PerExampleLoss, RelativeLoss
 
@@ -12,6 +15,14 @@ def check_step_size(step_size: float) -> float:
     if step_size <= 0:
         raise ValueError(f"step_size must be > 0, got {step_size}")
     return float(step_size)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raises FloatingPointError where one of the logits ``[N, num_classes]`` is NaN, which would pass for success."""
+    bad = torch.isnan(logits).any(1)
+    if bool(bad.any()):
+        raise FloatingPointError(f"the logits of {int(bad.sum())} of {len(logits)} images are NaN. Check the model's "
+                                 "weights")
 
 
 def check_start(loss: PerExampleLoss, is_random: bool) -> None:

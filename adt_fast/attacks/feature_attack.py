@@ -16,9 +16,8 @@ from .._checks import check_int
 from .._layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession, InputGradient
 from ..losses import RelativeLoss
-from ._checks import check_step_size
+from ._checks import check_logits, check_step_size
 from ._feature_map import FeatureMap, Features
-from ._success import require_numbers
 from .base import Attack
 
 
@@ -36,7 +35,8 @@ class FeatureAttack(Attack):
     step and not after the last.
 
     Args:
-        model, epsilon, **options: see :class:`Attack`; there is no loss to choose.
+        model, epsilon, **options: see :class:`Attack`; there is no loss to choose, and no class to go for. Restarts
+            need a pool: by itself, what is left of a minibatch may have no targets.
         targets: images to try for each image, at most, >= 1; where the pool has fewer of other classes, each is tried
             once.
         steps: for each target, >= 0.
@@ -73,6 +73,8 @@ class FeatureAttack(Attack):
         if "loss" in options:
             raise TypeError("loss is no option of FeatureAttack, which compares features: use PGD for a loss")
         super().__init__(model, epsilon, **options)
+        if self.restarts > 1 and pool is None:
+            raise ValueError(f"restarts needs a pool, or must be 1, got {self.restarts}")
         check_int("targets", targets, 1, 2**31)
         check_int("steps", steps, 0, 2**31)
         self.most_targets = targets
@@ -138,7 +140,7 @@ class FeatureAttack(Attack):
         engine = self.input_gradient
         (logits,) = engine.run(lambda session, images, labels: (session.logits(images),), images, labels)
         if engine.check_finite:
-            require_numbers(logits)
+            check_logits(logits)
         return logits.argmax(1) == labels
 
     def _pool_for(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

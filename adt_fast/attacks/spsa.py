@@ -14,8 +14,7 @@ from .._layout import preferred_layout, with_layout
 from ..input_gradient import FLOAT32, EngineOptions, GradientSession
 from ..losses import Margin, PerExampleLoss
 from ..noise import MAX_SAMPLES
-from ._checks import check_start, check_step_size
-from ._success import require_numbers
+from ._checks import check_logits, check_start, check_step_size
 from .base import Attack, repeated
 
 _MARGIN = Margin()
@@ -27,14 +26,14 @@ class SPSA(Attack):
     """Adam on a gradient estimated by simultaneous perturbation, projected onto the ball and the data bounds.
 
     The estimate at x is the mean of ``(loss(x + sigma v) - loss(x - sigma v)) / (2 sigma) v`` over ``samples / 2``
-    directions v of independent signs. As in the authors' code (cleverhans), and so in the paper's "batch size",
-    ``samples`` counts the images that are evaluated for an estimate, both ends of each direction; these may lie outside
-    of ball and data bounds by sigma.
+    directions v of independent signs. ``samples`` counts the images that are evaluated for an estimate, both ends of
+    each direction, as in the authors' code (cleverhans), and as the paper's "batch size" is read here. They may lie
+    outside of ball and data bounds by sigma.
 
-    An image is done once it is misclassified (with a target, as that), which one query finds out after each step; one
-    that is misclassified as it is, is left alone. The attack uses no gradient of the model. The engine takes one of its
-    first two images, where there is one, to check the frozen copy that it runs (:attr:`EngineOptions.twin`) and to size
-    chunks.
+    An image is done once it is misclassified (or, with a target, taken for that class), which one query finds out after
+    each step; one that is so from the start is left alone. The attack uses no gradient of the model. The engine takes
+    one of its first two images, where there is one, to check the frozen copy that it runs (:attr:`EngineOptions.twin`)
+    and to size chunks.
 
     Args:
         model, epsilon, **options: see :class:`Attack`.
@@ -89,7 +88,8 @@ class SPSA(Attack):
         self.sigma = float(sigma)
         self.random_start = random_start
         self.queries: Tensor | None = None
-        """How often the last call asked the model about each image, int64 ``[B]``; None before the first call."""
+        """How often the last run asked the model about each image, int64 ``[B]``; None before the first. Of several
+        restarts it is the last one that was run, on the images that were left."""
 
     @torch.no_grad()
     def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -104,11 +104,10 @@ class SPSA(Attack):
     def _climb(self, session: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The adversarial images, and the queries that each took."""
         x = with_layout(images, session.layout(images))
-        natural = session.logits(x)
         targets = self.targets(session, x, labels)
-        queries = torch.ones_like(labels)
-        # Indices of the images that are not done.
-        running = self._still_running(natural, labels, targets).nonzero().squeeze(1)
+        # Targets other than the labels took a query.
+        queries = torch.full_like(labels, 1 if targets is labels else 2)
+        running = self._not_done(session, x, labels, targets).nonzero().squeeze(1)  # indices
         x_adv, adam = x.clone(), _Adam(x, self.step_size)
         if self.random_start:
             x_adv[running] = ops.uniform_start_(torch.empty_like(x), x, self.noise.state, **self.ball)[running]
@@ -118,8 +117,7 @@ class SPSA(Attack):
             grad = self._estimate(session, x_adv[running], targets[running], running, step + self.random_start)
             x_adv[running] = self._projected(x_adv[running] + adam.step(running, grad), x[running])
             queries[running] += self.samples + 1
-            logits = session.logits(x_adv[running])
-            running = running[self._still_running(logits, labels[running], targets[running])]
+            running = running[self._not_done(session, x_adv[running], labels[running], targets[running])]
         return x_adv, queries
 
     def _estimate(
@@ -156,9 +154,11 @@ class SPSA(Attack):
     def _projected(self, x_adv: Tensor, x: Tensor) -> Tensor:
         return x_adv.clamp(x - self.epsilon, x + self.epsilon).clamp_(self.lower, self.upper)
 
-    def _still_running(self, logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    def _not_done(self, session: GradientSession, x: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+        """Which images the attack has not succeeded on yet, bool ``[n]``; one query each."""
+        logits = session.logits(x)
         if self.input_gradient.check_finite:
-            require_numbers(logits)
+            check_logits(logits)
         return ~self._is_reached(logits, labels, targets)
 
 
