@@ -148,7 +148,8 @@ def test_an_attack_keeps_its_noise_and_torch_its_generator(model, device):
         return images
 
     for _ in range(2):
-        evaluate(model, labelled_by(model, 2), {"mine": attack, "rolls": rolls}, epsilon=EPSILON)
+        attacks = {"mine": attack, "rolls": rolls, "pgd-2": "pgd-2", "transfer": "transfer-exp-1"}
+        evaluate(model, labelled_by(model, 2), attacks, epsilon=EPSILON, source=model)
     assert attack.noise is noise and noise.offset == 0
     assert torch.equal(torch.get_rng_state(), before)
     assert drawn[:2] == drawn[2:] and drawn[0] != drawn[1]

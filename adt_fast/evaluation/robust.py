@@ -92,6 +92,8 @@ def evaluate(
     batches = _Peeked(in_batches(model, data, batch_size))
     pool = in_batches(model, data.subset(_POOL), _POOL) if isinstance(data, ImageData) else [batches.first]
     given = {"epsilon": epsilon, "norm": norm, "source": source, "engine": engine}
+    # One that is not drawn from PyTorch's generator; every batch has its own.
+    given["noise"] = NoiseStream(seed, device_of(model) or "cpu")
     given["pool"] = tuple(part.to(device_of(model)) for part in next(iter(pool)))
     by_name = _resolved(model, attacks, given)
     settings = {

@@ -1,0 +1,81 @@
+"""AutoAttack, with a stand-in for its package: what it is called with, and what it leaves behind."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from plain_adt import TinyClassifier, tiny_batch
+
+from adt_fast import evaluate
+from adt_fast.attacks import AutoAttack
+
+EPSILON = 0.1
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """Moves every pixel up by eps, and more: what leaves the ball is put back."""
+
+    calls = []
+
+    class Package:
+        def __init__(self, model, **options):
+            self.model, self.options = model, options
+            calls.append(options)
+
+        def run_standard_evaluation(self, images, labels, bs):
+            torch.manual_seed(self.options["seed"])
+            assert not self.model.training and not any(p.requires_grad for p in self.model.parameters())
+            assert images.is_contiguous() and bs == len(images) == len(labels)
+            return images + self.options["eps"] * 1.01
+
+    module = ModuleType("autoattack")
+    module.AutoAttack = Package
+    monkeypatch.setitem(sys.modules, "autoattack", module)
+    return calls
+
+
+@pytest.fixture
+def problem(device):
+    images, labels = tiny_batch(6)
+    return TinyClassifier().to(device).train(), images.to(device), labels.to(device)
+
+
+def test_what_the_package_is_asked(package, problem):
+    model, images, labels = problem
+    before = torch.get_rng_state()
+    attack = AutoAttack(model, EPSILON, version="plus", seed=7)
+    found = attack(images.contiguous(memory_format=torch.channels_last), labels)
+    assert package == [
+        {"norm": "Linf", "eps": EPSILON, "version": "plus", "seed": 7, "device": str(images.device), "verbose": False}
+    ]
+    torch.testing.assert_close(found, (images + EPSILON).clamp(max=1))
+    assert (found.double() - images.double()).abs().max() <= EPSILON
+    assert torch.equal(torch.get_rng_state(), before), "its seeding stays inside"
+    assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+def test_it_is_an_attack_by_name(package, problem):
+    model, images, labels = problem
+    report = evaluate(model, [(images, labels)], "autoattack:version=rand:seed=3", epsilon=0.5, norm="l2")
+    assert package[0]["norm"] == "L2" and package[0]["version"] == "rand" and package[0]["seed"] == 3
+    assert len(report) == 6
+
+
+@pytest.mark.parametrize("options, error, message", [
+    ({"epsilon": 0.0}, ValueError, "epsilon"),
+    ({"norm": "l1"}, ValueError, "norm"),
+    ({"version": "fast"}, ValueError, "version"),
+    ({"seed": -1}, ValueError, "seed"),
+    ({"model": torch.relu}, TypeError, "model"),
+])  # fmt: skip
+def test_bad_arguments(package, options, error, message):
+    with pytest.raises(error, match=message):
+        AutoAttack(**{"model": TinyClassifier()} | options)
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "autoattack", None)
+    with pytest.raises(ImportError, match="adt_fast\\[autoattack\\]"):
+        AutoAttack(TinyClassifier())
