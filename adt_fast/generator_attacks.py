@@ -25,10 +25,10 @@ def is_generator_attack(name: str) -> bool:
 
 
 def fitted_attack(name: str, trained: TrainedModel, path: Path | None, *, progress: bool | None) -> AmortizedAttack:
-    """The attack, its generator trained on the model's training images for an epoch.
+    """The attack, its generator trained on the model's training images.
 
     Options may follow the name, as in ``exp-am:epochs=3:generator_width=64``; ``train_limit`` trains on the first so
-    many images. By default width and learning rate are those of the data set's training runs.
+    many images. By default epochs, width and learning rate are those of the data set's training runs.
 
     Args:
         name: ``exp-am``, ``imp-am`` or ``l2l``.
@@ -43,7 +43,7 @@ def fitted_attack(name: str, trained: TrainedModel, path: Path | None, *, progre
     stem, *texts = name.split(":")
     by_dataset = DATASET_DEFAULTS[trained.dataset]
     options = {
-        "epochs": 1,
+        "epochs": by_dataset.epochs,
         "train_limit": None,
         "generator_width": by_dataset.generator_width,
         "generator_learning_rate": by_dataset.generator_learning_rate,
