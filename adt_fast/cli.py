@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from .commands import COMMANDS, Train
+from .commands import COMMANDS, EntropySweep, EpochTime, Train
 from .commands.command import Command, CommandFailed
 from .config_files import ConfigFile, load_config_file
 from .methods import method_names
@@ -53,15 +53,16 @@ def _parse(arguments: Sequence[str], file: ConfigFile | None) -> Command:
         return _parse_with({}, arguments)
     command = _parse_with(file.settings, arguments)
     # Once more, for it is the command that says whose options of the file are meant.
-    is_training = isinstance(command, Train) and command.method in method_names()
+    is_training = isinstance(command, (Train, EntropySweep)) and command.method in method_names()
     return _parse_with(file.settings_for(command.method), arguments) if is_training else command
 
 
 def _parse_with(settings: dict[str, Any], arguments: Sequence[str]) -> Command:
     """What the arguments say, with these settings as the defaults of training."""
-    defaults = {"train": {"default": Train(**settings)}}
+    defaults = {command: {"default": command(**settings)} for command in (Train, EntropySweep, EpochTime)}
     commands = (
-        Annotated[command, tyro.conf.subcommand(name, **defaults.get(name, {}))] for name, command in COMMANDS.items()
+        Annotated[command, tyro.conf.subcommand(name, **defaults.get(command, {}))]
+        for name, command in COMMANDS.items()
     )
     return tyro.cli(
         reduce(or_, commands), prog="adt-fast", description="Adversarial distributional training.", args=arguments

@@ -207,12 +207,9 @@ class TrainConfig(MethodOptions, _Task):
         return {name: defaults[name] for name in METHOD_OPTIONS if name in defaults and name not in given}
 
 
-@dataclass(frozen=True)
-class TrainedModelConfig:
-    """Which trained model, and on which images."""
-
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """A run folder, or its model.safetensors."""
+@dataclass(frozen=True, kw_only=True)
+class _Test:
+    """On which images a trained model is tested, and in which ball."""
 
     dataset: Annotated[str | None, Text, default_is("the one it was trained on")] = None
     """Images to test on."""
@@ -240,6 +237,42 @@ class TrainedModelConfig:
 
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """auto (the GPU if there is one), cpu, cuda, cuda:1, ..."""
+
+
+@dataclass(frozen=True)
+class TrainedModelConfig(_Test):
+    """Which trained model, and on which images."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
+    """A run folder, or its model.safetensors."""
+
+
+@dataclass(frozen=True)
+class TrainedModelsConfig(_Test):
+    """Which trained models, and on which images."""
+
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="RUN_OR_CHECKPOINT ...", help_behavior_hint="(one or more)"),
+    ]
+    """Run folders, or their model.safetensors."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ..."), default_is("the folders'")] = ()
+    """What to call them, as many as there are runs."""
+
+    def each(self) -> dict[str, TrainedModelConfig]:
+        """The models one by one, by name.
+
+        Raises:
+            ValueError: if there are none, or not as many names, or two have the same.
+        """
+        if not self.runs:
+            raise ValueError("runs must be one or more, got none")
+        names = self.names or tuple((run if run.is_dir() else run.parent).resolve().name for run in self.runs)
+        if len(names) != len(self.runs) or len(set(names)) < len(names):
+            raise ValueError(f"names must be {len(self.runs)}, all different, one for each run, got {', '.join(names)}")
+        test = {field.name: getattr(self, field.name) for field in fields(_Test)}
+        return {name: TrainedModelConfig(run, **test) for name, run in zip(names, self.runs)}
 
 
 def resolve_device(name: str) -> torch.device:

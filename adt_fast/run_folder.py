@@ -31,17 +31,13 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ValueError(f"output must be a new or an empty folder, but {self.path} holds something already; "
-                             "give another name")
+        check_new(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
 
     @classmethod
     def named_by_time(cls, prefix: str) -> RunFolder:
-        """A new folder ``PREFIX-YYYYMMDD-HHMMSS``; a number is added where that exists."""
-        stem = f"{prefix}-{datetime.now():%Y%m%d-%H%M%S}"
-        names = (Path(stem if attempt == 1 else f"{stem}-{attempt}") for attempt in range(1, 1000))
-        return cls(next(name for name in names if not name.exists()))
+        """A new folder, see :func:`name_by_time`."""
+        return cls(name_by_time(prefix))
 
     @property
     def checkpoint(self) -> Path:
@@ -68,6 +64,20 @@ class RunFolder:
 def checkpoint_of(run: Path) -> Path:
     """The checkpoint that a path means: a run folder's own, or the file itself."""
     return run / CHECKPOINT_NAME if run.is_dir() else run
+
+
+def name_by_time(prefix: str) -> Path:
+    """``PREFIX-YYYYMMDD-HHMMSS``, with a number after it where that exists."""
+    stem = f"{prefix}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = (Path(stem if attempt == 1 else f"{stem}-{attempt}") for attempt in range(1, 1000))
+    return next(name for name in names if not name.exists())
+
+
+def check_new(path: Path) -> None:
+    """Raises ValueError where the path is a file, or a folder with something in it."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"output must be a new or an empty folder, but {path} holds something already; "
+                         "give another name")
 
 
 def _now() -> str:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 import adt_fast
+from adt_fast.machine import device_name
 
 from . import machine, report
 from .arguments import positive
@@ -109,7 +110,7 @@ def measure_here(settings: Settings, threads: int | None) -> list[dict[str, Any]
     if threads is not None:
         torch.set_num_threads(threads)
         keep_freed_memory()
-    print(f"\n{machine.device_name(device)}" + (f", threads: {threads}" if threads is not None else ""), flush=True)
+    print(f"\n{device_name(device)}" + (f", threads: {threads}" if threads is not None else ""), flush=True)
     results = []
     for dtype in settings.dtypes:
         for layout in settings.layouts:
@@ -135,7 +136,7 @@ def _measure_operator(case_class: type[OperatorCase], workload: Workload, settin
     return {
         "operator": case_class.name,
         "device": workload.device.type,
-        "device_name": machine.device_name(workload.device),
+        "device_name": device_name(workload.device),
         "launch": "graph" if workload.device.type == "cuda" and settings.cuda_graph else "call",
         "samples": workload.samples,
         "batch": workload.batch,

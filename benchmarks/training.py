@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import adt_fast
 from adt_fast.input_gradient import PrecisionWarning
+from adt_fast.machine import device_name
 from adt_fast.models import create_model
 
 from . import machine, report, training_report
@@ -119,7 +120,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     model = _trained_model(settings, device)
     flops = count_model_flops(model, settings.image)
     ceilings = {name: matmul_ceiling(name, device) for name in PRECISIONS[device.type]}
-    print(f"{machine.device_name(device)}: " + training_report.ceilings_line(ceilings), flush=True)
+    print(f"{device_name(device)}: " + training_report.ceilings_line(ceilings), flush=True)
     results: list[dict[str, Any]] = []
     left_out: list[dict[str, str]] = []
     joint_flops: dict[str, int] = {}
@@ -131,7 +132,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         results += _measure_objective(task, settings, task_flops, ceilings, left_out)
     document = {
         "machine": machine.describe(device),
-        "device_name": machine.device_name(device),
+        "device_name": device_name(device),
         "settings": dataclasses.asdict(settings) | {"image": list(settings.image)},
         "model_flops_per_image": dataclasses.asdict(flops),
         "joint_training_flops_per_image": joint_flops,

@@ -1,0 +1,57 @@
+"""``adt-fast epoch-time``"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from .._arguments import Folder, Integer, argument, default_is
+from ..analysis import epoch_times
+from ..analysis.epoch_time import FIGURE_6_METHODS
+from ..config import TrainConfig
+from ..machine import device_name
+from ._analysis import Output, aligned
+from .command import begun
+
+
+@dataclass(frozen=True)
+class EpochTime(TrainConfig):
+    """Time an epoch of training with several methods, by a few minibatches of each (the paper's Figure 6)."""
+
+    method: tyro.conf.Suppress[str] = "standard"
+    epochs: tyro.conf.Suppress[int | None] = None
+    test_limit: tyro.conf.Suppress[int | None] = None
+
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD ...")] = FIGURE_6_METHODS
+    """What to time, in turns."""
+
+    minibatches: Annotated[int, Integer] = 10
+    """Of each method that are timed."""
+
+    warmup: Annotated[int, Integer] = 3
+    """Minibatches of each method before."""
+
+    config: Annotated[str | None, argument(str, "NAME|FILE"), default_is("none")] = None
+    """Settings to start from, see adt-fast train."""
+
+    output: Annotated[Path | None, Folder, default_is("runs/epoch-time-TIME")] = None
+    """A new or empty folder, for data.json, data.csv, figure.png and figure.pdf."""
+
+    def __call__(self) -> None:
+        config = TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+        output = Output(output=self.output)
+        output.check_output()
+        with begun():
+            result = epoch_times(config, self.methods, minibatches=self.minibatches, warmup=self.warmup)
+            images = result.batches * result.settings["batch_size"]
+            device = device_name(torch.device(result.settings["device"]))
+            print(f"{result.settings['model']} on {config.dataset}, {images:,.0f} images an epoch, on {device}\n")
+            rows = [("method", "seconds an epoch", "over at-pgd")]
+            for method, seconds, over in zip(result.methods, result.epoch_seconds, result.relative):
+                rows.append((method, f"{seconds:.3g}", "-" if over is None else f"{over:.2f}"))
+            print(aligned(rows))
+            output.save(result, "epoch-time")
