@@ -193,6 +193,41 @@ def test_a_model_that_changes_all_the_time_is_run_itself(batch):
     assert relative(engine(*batch).grad, gradient_of(model, *batch)[0]) < 1e-5
 
 
+class WithConstants(nn.Module):
+    """Makes a tensor in forward, and holds one that is neither a parameter nor a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        return self.conv(images * torch.full((3, 1, 1), 1.5) - self.shift).mean((2, 3))
+
+
+def test_constants_of_a_model(batch):
+    images, labels = (part.cpu() for part in batch)
+    model = WithConstants()
+    engine = InputGradient(model)
+    for change in (lambda: None, lambda: model.shift.add_(0.7), lambda: setattr(model, "shift", torch.zeros(3, 1, 1))):
+        change()
+        x = images.clone().requires_grad_()
+        expected = nn.functional.cross_entropy(model(x), labels, reduction="none")
+        torch.testing.assert_close(engine(images, labels).losses, expected.detach())
+        assert engine.features()["twin"].startswith("on, fused")
+
+
+def test_a_model_without_parameters(batch):
+    class Pixels(nn.Module):
+        def forward(self, images):
+            return images.flatten(1)[:, :4] + torch.zeros(1, 4)
+
+    images, labels = (part.cpu() for part in batch)
+    engine = InputGradient(Pixels())
+    engine(images, labels)
+    assert engine.features()["twin"].startswith("on") and "not on CUDA" in engine.features()["graph"]
+
+
 @pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"])
 def test_a_model_with_hooks_is_run_itself(batch, kind):
     model = PostActivation().to(batch[0].device)

@@ -502,7 +502,7 @@ class InputGradient:
         if self.twin is None:
             return "off: there is no twin to capture"
         return f"on, {self._graphs.captured} captured" if self._graphs.captured else "off: nothing captured" + (
-            "" if next(iter(self.twin.module.parameters())).is_cuda else ", as the model is not on CUDA"
+            "" if any(p.is_cuda for p in self.twin.module.parameters()) else ", as the model is not on CUDA"
         )
 
 

@@ -46,7 +46,7 @@ class AttackTwin:
                 module.to(memory_format=torch.channels_last)
         self.dtype = dtype or next((t.dtype for t in model.parameters() if t.is_floating_point()), probe.dtype)
         self._fused_modules = _fused_modules(self.module)
-        self._plain_tensors = _plain_tensors(self.module)
+        self._plain_tensors = _plain_tensors(self.module, of=model)
         self.refresh(model)
         self.run: nn.Module | Any = torch.compile(self.module, dynamic=False) if compile else self.module
 
@@ -130,7 +130,17 @@ def hooked_module(model: nn.Module) -> str:
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     plain = (bool, int, float, str, type(None), tuple)
-    return {name: value for name, value in vars(module).items() if name != "training" and isinstance(value, plain)}
+    attributes = {name: value for name, value in vars(module).items() if isinstance(value, plain)}
+    # A tensor that is no parameter and no buffer is a constant to the copy: it must be the same one, and unchanged.
+    tensors = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+    attributes |= {name: (id(tensor), _version(tensor)) for name, tensor in tensors.items()}
+    attributes.pop("training", None)
+    return attributes
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; tensors of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -166,10 +176,12 @@ def _fused_modules(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if isinstance(part, FUSED)]
 
 
-def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors that are the classifier's own by name: all but those of fused modules."""
+def _plain_tensors(module: nn.Module, of: nn.Module) -> dict[str, Tensor]:
+    """The tensors that are the classifier's own by name: all but those of fused modules, and the constants that tracing
+    found in its ``forward``."""
     fused = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, FUSED))
-    return {name: tensor for name, tensor in _named_tensors(module) if not name.startswith(fused)}
+    known = {name for name, _ in _named_tensors(of)}
+    return {name: t for name, t in _named_tensors(module) if name in known and not name.startswith(fused)}
 
 
 def _load(fused: list[nn.Module], model: nn.Module) -> None:
