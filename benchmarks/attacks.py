@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from adt_fast.config import TrainedModelConfig
 from adt_fast.data import BatchLoader
+from adt_fast.machine import device_name
 from adt_fast.trained_model import TrainedModel
 
 from . import attack_report, machine
@@ -125,7 +126,7 @@ def measure(model: nn.Module, loader: Any, settings: Settings) -> dict[str, Any]
     device = timed[0][0].device
     document = {
         "machine": machine.describe(device),
-        "device_name": machine.device_name(device),
+        "device_name": device_name(device),
         "peers": {name: importlib.metadata.version(name) for name in settings.peers if name in INSTALL},
         "settings": dataclasses.asdict(settings) | {"attacks": [spec.name for spec in settings.attacks]},
         "slack": dataclasses.asdict(SLACK),

@@ -21,6 +21,23 @@ def test_cross_entropy():
     torch.testing.assert_close(losses, plain_cross_entropy(logits, labels))
 
 
+@pytest.mark.parametrize("sure_by", [-80.0, -5.0, 0.0, 5.0, 20.0, 60.0])
+def test_the_gradient_of_cross_entropy_in_float32_is_that_of_float64(sure_by):
+    """However sure the model is, right or wrong."""
+    logits, labels = logits_and_labels()
+    logits[torch.arange(7), labels] = logits.amax(1) + sure_by
+    grads = []
+    for given in (logits, logits.float()):
+        given = given.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(cross_entropy(given, labels).sum(), given)
+        grads.append(grad.double())
+    # p_y - 1 is minus the sum of the other probabilities, which float64 has to 1e-16 of itself when summed like that.
+    others = logits.softmax(1).scatter(1, labels[:, None], 0.0)
+    expected = others.scatter(1, labels[:, None], -others.sum(1, keepdim=True))
+    torch.testing.assert_close(grads[0], expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(grads[1], expected, rtol=2e-5, atol=0)
+
+
 @pytest.mark.parametrize("confidence", [50.0, 1.5, 0.0, -1.0])
 def test_margin_one_example_at_a_time(confidence):
     logits, labels = logits_and_labels()

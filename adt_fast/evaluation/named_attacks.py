@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._option_text import parse_options
 from .._suggest import unknown_name_message
-from ..attacks import CW, EXP, FGSM, MIM, PGD, SPSA, AutoAttack, FeatureAttack, Transfer
+from ..attacks import CW, EXP, FGSM, MIM, PGD, SPSA, AutoAttack, FeatureAttack, Transfer, exp_recipe
 from ..attacks._ball import Norm
 
 AttackLike = Callable[[Tensor, Tensor], Tensor]
@@ -41,6 +41,13 @@ class _Kind:
     extra: tuple[str, ...] = ("noise", "engine")
 
 
+_STRONG_EXP = (
+    ("steps", 20), ("samples", 10),  # as the paper attacks with it (Section 5.4)
+    # Where a model is sure, its gradient is so small that any entropy, and Adam's 1e-8, outweigh it; and the paper's
+    # step follows the fresh gradient. Of as many samples as it learned from, the worst counts.
+    ("entropy_weight", 0.0), ("recipe", exp_recipe("published", accumulate=False, update="sign", outer_samples=10)),
+)  # fmt: skip
+
 _KINDS = {
     "fgsm": _Kind(FGSM),
     "pgd": _Kind(PGD, "steps"),
@@ -48,8 +55,7 @@ _KINDS = {
     "cw": _Kind(CW, "steps"),
     "feaattack": _Kind(FeatureAttack, "steps", extra=("noise", "engine", "pool")),
     "spsa": _Kind(SPSA, "samples"),
-    # As an attack, the paper's EXP is stronger than in training (Section 5.4).
-    "exp": _Kind(EXP, "steps", options=(("steps", 20), ("samples", 10))),
+    "exp": _Kind(EXP, "steps", options=_STRONG_EXP),
     "autoattack": _Kind(AutoAttack, extra=()),
 }
 
