@@ -142,7 +142,7 @@ def validate(validator: Validator, contestants: Iterable[Entry], spec: AttackSpe
     """How well each contestant agrees that has such an attack."""
     agreements = {}
     for entry in contestants:
-        if entry.build(spec, validator.model) is None:
+        if entry.build(spec, copy.deepcopy(validator.model)) is None:
             print(f"  {entry.name}: has no such attack", flush=True)
             continue
         agreements[entry.name] = validator.check(entry, spec)
