@@ -8,17 +8,20 @@ from typing import Any
 
 from ._suggest import unknown_name_message
 
+_WORDS = {"true": True, "false": False, "none": None}
+
 
 def parse_options(kind: str, texts: Iterable[str], known: tuple[str, ...]) -> dict[str, Any]:
     """The options that texts such as "rho_init=-5" give.
 
     Args:
         kind: what they are options of, for messages.
-        texts: ``NAME=VALUE`` each; a value is a number, a fraction, true, false, none, or a word without quotes.
+        texts: ``NAME=VALUE`` each; a value is a number, a fraction, true, false, none, or a word. What looks like a
+            number is a word in double quotes.
         known: the names there are.
 
     Raises:
-        ValueError: if a text is not of that form, or its name is unknown.
+        ValueError: if a text is not of that form, or its name is unknown or comes twice.
     """
     options = {}
     for text in texts:
@@ -27,14 +30,18 @@ def parse_options(kind: str, texts: Iterable[str], known: tuple[str, ...]) -> di
             raise ValueError(f"{kind} options are written NAME=VALUE, got {text!r}")
         if name not in known:
             raise ValueError(unknown_name_message(f"option of the {kind}", name, known))
+        if name in options:
+            raise ValueError(f"{name}, an option of the {kind}, must be given once, got {text!r} besides")
         options[name] = _parsed(value)
     return options
 
 
 def _parsed(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
     try:
-        return json.loads({"none": "null"}.get(text.lower(), text.lower()))
-    except ValueError:
+        return json.loads(text)
+    except (ValueError, RecursionError):
         return _fraction(text)
 
 

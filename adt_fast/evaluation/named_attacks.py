@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from .._option_text import parse_options
 from .._suggest import unknown_name_message
-from ..attacks import CW, EXP, FGSM, MIM, PGD, SPSA, AutoAttack, FeatureAttack, Transfer, exp_recipe
-from ..attacks._ball import Norm
+from ..attacks import CW, EXP, FGSM, MIM, PGD, SPSA, AutoAttack, FeatureAttack, Norm, Transfer, exp_recipe
+from ..input_gradient import FLOAT32, EngineOptions
+from ..noise import NoiseStream
 
 AttackLike = Callable[[Tensor, Tensor], Tensor]
 """(images [B, C, H, W], labels [B]) -> adversarial images [B, C, H, W]."""
@@ -32,7 +33,7 @@ class _Kind:
         attack: its class.
         number: the option that a number behind the name gives; None for none.
         options: other options than the class's defaults.
-        extra: what the class takes from the evaluation.
+        extra: what the class takes of what :func:`create_attack` is given.
     """
 
     attack: type
@@ -56,7 +57,7 @@ _KINDS = {
     "feaattack": _Kind(FeatureAttack, "steps", extra=("noise", "engine", "pool")),
     "spsa": _Kind(SPSA, "samples"),
     "exp": _Kind(EXP, "steps", options=_STRONG_EXP),
-    "autoattack": _Kind(AutoAttack, extra=()),
+    "autoattack": _Kind(AutoAttack, extra=("seed",)),
 }
 
 
@@ -86,7 +87,10 @@ def create_attack(
     *,
     norm: Norm = "linf",
     source: nn.Module | None = None,
-    **extra: Any,
+    noise: NoiseStream | None = None,
+    engine: EngineOptions = FLOAT32,
+    pool: tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
 ) -> AttackLike:
     """An attack by its name.
 
@@ -100,28 +104,33 @@ def create_attack(
         epsilon: radius of the ball, > 0.
         norm: of the ball; ``"l2"`` for the attacks that have it.
         source: the model that ``transfer-`` attacks are made on.
-        **extra: what several attacks take: ``noise`` and ``engine``, see :class:`adt_fast.attacks.Attack`, and
-            ``pool``, see :class:`adt_fast.attacks.FeatureAttack`.
+        noise, engine: see :class:`adt_fast.attacks.Attack`; of all but AutoAttack, which runs in float32.
+        pool: of FeatureAttack, see :class:`adt_fast.attacks.FeatureAttack`.
+        seed: of AutoAttack, where it is no option of the name.
 
     Raises:
         ValueError: if the name or an option is unknown or impossible, or ``source`` is missing.
         ImportError: if the attack needs a package that is not installed.
     """
+    shared: dict[str, Any] = {"noise": noise, "engine": engine, "pool": pool, "seed": seed}
     if name.startswith(_TRANSFER):
         if source is None:
             raise ValueError(f"source must be given for {name!r}: the model that its images are made on")
         inner = name.removeprefix(_TRANSFER)
-        return Transfer(source, lambda source, epsilon: create_attack(inner, source, epsilon, norm=norm, **extra),
+        return Transfer(source, lambda source, epsilon: create_attack(inner, source, epsilon, norm=norm, **shared),
                         epsilon)
     stem, *texts = name.split(":")
     kind, options = _parse_name(stem)
     known = _options_of(kind.attack)
-    options |= parse_options("attack", texts, known)
+    given = parse_options("attack", texts, known)
+    if stem not in _KINDS and kind.number in given:
+        raise ValueError(f"{kind.number} is the number in {stem!r}, and must not be given as an option besides")
+    options |= given
     if "norm" in known:
         options.setdefault("norm", norm)
     elif norm != "linf":
         raise ValueError(f"attack {stem!r} is of the L-infinity ball alone, and norm is {norm!r}")
-    options |= {key: value for key, value in extra.items() if key in kind.extra}
+    options = {key: shared[key] for key in kind.extra} | options
     try:
         return kind.attack(model, epsilon, **options)
     except TypeError as error:  # of what is not Python but a text, which has no types
