@@ -1,5 +1,7 @@
 """Training generators against a classifier that stays: against a plain loop, and a classifier without a trace."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,6 +66,19 @@ def test_a_step_against_a_plain_one(model, device):
     assert found == pytest.approx(loss.item(), abs=1e-12)
     for mine, theirs in zip(attack.generator.parameters(), generator.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9)
+
+
+def test_a_model_that_is_sure_still_teaches(model, device):
+    """PyTorch's cross entropy is 0 in float32, and its gradient wrong, where the right logit leads by 22."""
+    images, _ = batches(device)[0]
+    labels = torch.zeros(len(images), dtype=torch.int64, device=device)
+    with torch.no_grad():
+        model.fc.bias.add_(torch.tensor([22.0, 0.0, 0.0, 0.0], device=device))
+    attack, twin = made(l2l, model), made(l2l, model)
+    x_adv = (images + EPSILON * twin.generator.train()(twin.generator_inputs(images, labels)).tanh()).clamp(0, 1)
+    expected = float(F.cross_entropy(copy.deepcopy(model).double().eval()(x_adv.double()), labels))
+    (found,) = fit_generator(attack, [(images, labels)])
+    assert 0 < expected < 1e-7 and found == pytest.approx(expected, rel=1e-3)
 
 
 def test_bad_arguments(model):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .._batch_check import BatchCheck
 from .._checks import check_int
 from ..attacks import AmortizedAttack
+from ..losses import cross_entropy
 from ..model_state import device_of, frozen_parameters, model_mode
 from .joint import JointTraining
 
@@ -71,7 +71,7 @@ def _step(attack: AmortizedAttack, training: JointTraining, images: Tensor, labe
     with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
         x_adv, penalty = attack.sample(images, labels)
         with frozen_parameters(attack.model):
-            loss = F.cross_entropy(attack.model(x_adv[0]), labels)
+            loss = cross_entropy(attack.model(x_adv[0]), labels).mean()
         objective = -loss if penalty is None else penalty - loss
         if not bool(torch.isfinite(objective)):
             raise FloatingPointError(f"the generator's loss is {float(objective)}: lower its learning rate")
