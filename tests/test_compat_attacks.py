@@ -46,9 +46,9 @@ def test_torchattacks_names(problem, theirs, ours):
     for mode, target in modes.items():
         attack = theirs(model)
         getattr(attack, f"set_mode_{mode}")()
-        assert attack._attack.target == target and attack.get_mode().startswith(mode.split("_")[0])
+        assert attack.attack.target == target and attack.get_mode().startswith(mode.split("_")[0])
         twin = ours(model, target=target)
-        attack._attack.noise, twin.noise = (NoiseStream(5, images.device) for _ in range(2))
+        attack.attack.noise, twin.noise = (NoiseStream(5, images.device) for _ in range(2))
         assert torch.equal(attack(images, labels), twin(images, labels))
     assert all(parameter.grad is None for parameter in model.parameters()) and model.training
     with pytest.raises(ValueError, match="kth_min must be 1"):
@@ -57,6 +57,7 @@ def test_torchattacks_names(problem, theirs, ours):
 
 @pytest.mark.parametrize("theirs, ours", [
     (fb.FGSM(), lambda m, e, **o: attacks.FGSM(m, e, **o)),
+    (fb.FGSM(random_start=True), lambda m, e, **o: attacks.PGD(m, e, steps=1, step_size=e, **o)),
     (fb.LinfPGD(steps=4), lambda m, e, **o: attacks.PGD(m, e, steps=4, step_size=0.01 / 0.3 * e, **o)),
     (fb.LinfPGD(abs_stepsize=0.01, random_start=False),
      lambda m, e, **o: attacks.PGD(m, e, steps=40, step_size=0.01, random_start=False, **o)),

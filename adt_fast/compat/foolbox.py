@@ -67,10 +67,14 @@ class _Attack:
 
 
 class FGSM(_Attack):
-    """See :class:`adt_fast.attacks.FGSM`."""
+    """See :class:`adt_fast.attacks.FGSM`; with a random start, a step of epsilon of :class:`adt_fast.attacks.PGD`."""
 
-    def __init__(self) -> None:
-        super().__init__(attacks.FGSM)
+    def __init__(self, *, random_start: bool = False) -> None:
+        if not random_start:
+            super().__init__(attacks.FGSM)
+            return
+        super().__init__(attacks.PGD, steps=1)
+        self._with_step_size(1.0, None)
 
 
 class LinfPGD(_Attack):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .. import attacks
 from ..attacks.base import Target
+from ..noise import NoiseStream
 
 __all__ = ["FGSM", "MIFGSM", "PGD", "PGDL2", "SPSA"]
 
@@ -23,10 +24,25 @@ class _Moded:
 
     def __init__(self, make: Callable[..., attacks.Attack], model: nn.Module, epsilon: float, **options: Any) -> None:
         self._make = lambda target: make(model, epsilon, target=target, **options)
-        self._set(target="none")
+        self.attack = self._make("none")
+        """What runs, in the mode of now."""
+
+    @property
+    def is_black_box(self) -> bool:
+        """Whether it sees no gradient of the model."""
+        return self.attack.is_black_box
+
+    @property
+    def noise(self) -> NoiseStream:
+        """Where random numbers come from."""
+        return self.attack.noise
+
+    @noise.setter
+    def noise(self, noise: NoiseStream) -> None:
+        self.attack.noise = noise
 
     def _set(self, target: Target) -> None:
-        self._attack = self._make(target)
+        self.attack = self._make(target)
 
     def set_mode_default(self) -> None:
         """The labels of a call are the true classes, to be left."""
@@ -45,11 +61,11 @@ class _Moded:
     def get_mode(self) -> str:
         """``"default"``, ``"targeted(label)"`` or ``"targeted(least-likely)"``, as there."""
         modes = {"none": "default", "given": "targeted(label)", "least-likely": "targeted(least-likely)"}
-        return modes[self._attack.target]
+        return modes[self.attack.target]
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The adversarial images ``[B, C, H, W]``, see :meth:`adt_fast.attacks.Attack.__call__`."""
-        return self._attack(inputs, labels)
+        return self.attack(inputs, labels)
 
 
 class FGSM(_Moded):
