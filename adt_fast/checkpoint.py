@@ -256,6 +256,11 @@ def digest(tensors: Mapping[str, Tensor], metadata: object) -> str:
     return sha256.hexdigest()
 
 
+def digest_of_model(model: nn.Module) -> str:
+    """SHA-256 of a model's state."""
+    return digest({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, {})
+
+
 def _read_entry(path: Path, content: bytes) -> dict[str, Any]:
     """Our entry in the header of a file that safetensors has found to be well formed."""
     header_length = int.from_bytes(content[:8], "little")

@@ -61,6 +61,8 @@ def test_it_is_an_attack_by_name(package, problem):
     report = evaluate(model, [(images, labels)], "autoattack:version=rand:seed=3", epsilon=0.5, norm="l2")
     assert package[0]["norm"] == "L2" and package[0]["version"] == "rand" and package[0]["seed"] == 3
     assert len(report) == 6
+    evaluate(model, [(images, labels)], "autoattack", epsilon=0.5, seed=11)
+    assert package[-1]["seed"] == 11, "the evaluation's"
 
 
 @pytest.mark.parametrize("options, error, message", [

@@ -8,10 +8,13 @@ import torch
 from plain_adt import TinyClassifier, tiny_batch
 from torch import nn
 
+import adt_fast.compat.torchattacks as torchattacks
 from adt_fast import NoiseStream, evaluate
-from adt_fast.attacks import FGSM, MIM, PGD
+from adt_fast.attacks import FGSM, MIM, PGD, Transfer
 from adt_fast.checkpoint import CheckpointError, save_checkpoint
 from adt_fast.data import ImageData
+from adt_fast.losses import Margin
+from adt_fast.methods import l2l
 
 EPSILON = 0.1
 
@@ -260,6 +263,7 @@ def test_a_state_of_something_else_is_refused(model, tmp_path):
         ({"seed": 1}, "seed differ"),
         ({"model": TinyClassifier(seed=1).to(next(model.parameters()).device)}, "model differ"),
         ({"data": data[::-1]}, "data must be the same, in the same order"),
+        ({"data": data[:2]}, "data must be the same .* outcomes of 4 batches, the data have 2"),
     ):
         arguments = {"model": model, "data": data, "attacks": "fgsm", "epsilon": EPSILON} | options
         with pytest.raises(ValueError, match=message):
@@ -272,6 +276,71 @@ def test_a_state_of_something_else_is_refused(model, tmp_path):
         evaluate(model, data, "fgsm", epsilon=EPSILON, state=state, resume=True)
 
 
+@pytest.mark.parametrize("one, other", [
+    ({"a": "fgsm", "b": "mim-2"}, {"b": "mim-2", "a": "fgsm"}),
+    ({"a": "pgd-2"}, {"a": "pgd-2:target=least-likely"}),
+    ({"a": "feaattack-1:targets=1:layer=conv"}, {"a": "feaattack-1:targets=1:layer=fc"}),
+])  # fmt: skip
+def test_a_state_of_other_attacks_by_the_same_name_is_refused(model, tmp_path, one, other):
+    """The order tells which attack saw the survivors of which."""
+    options = {"epsilon": EPSILON, "survivors_only": True, "state": tmp_path / "state"}
+    evaluate(model, labelled_by(model, 1), one, **options)
+    with pytest.raises(ValueError, match="attacks differ"):
+        evaluate(model, labelled_by(model, 1), other, resume=True, **options)
+    evaluate(model, labelled_by(model, 1), one, resume=True, **options)
+
+
+def test_a_state_of_other_networks_is_refused(model, device, tmp_path):
+    """Attacks have networks of their own: the source of a transfer, a generator."""
+    def attacks(seed):
+        torch.manual_seed(seed)
+        source = TinyClassifier(seed=seed).to(device)
+        options = {"image_shape": (3, 6, 5), "generator_width": 4, "noise": NoiseStream(0)}
+        return {"transfer": (source, "transfer-fgsm"), "generator": (None, {"l2l": l2l(model, EPSILON, **options)})}
+
+    for kind in attacks(0):
+        state = tmp_path / kind
+        for seed in (0, 1, 0):
+            source, names = attacks(seed)[kind]
+            run = {"epsilon": EPSILON, "source": source, "state": state, "resume": state.exists()}
+            if seed == 0:
+                evaluate(model, labelled_by(model, 1), names, **run)
+                continue
+            with pytest.raises(ValueError, match="attacks differ"):
+                evaluate(model, labelled_by(model, 1), names, **run)
+
+
+def test_settings_are_the_same_in_every_process(model):
+    """An address in memory would be another one when an evaluation is resumed."""
+    report = evaluate(model, labelled_by(model, 1), "pgd-1:target=least-likely,exp-1", epsilon=EPSILON)
+    assert " at 0x" not in report.to_json()
+
+
+def test_attacks_under_other_libraries_names_are_resumed_too(model, tmp_path):
+    """Their noise is a batch's own, and their settings are kept."""
+    data, state = labelled_by(model), tmp_path / "state"
+
+    def attacks(steps=2):
+        return {"pgd": torchattacks.PGD(model, EPSILON, EPSILON / 2, steps)}
+
+    whole = evaluate(model, data, attacks(), epsilon=EPSILON)
+    evaluate(model, data[:2], attacks(), epsilon=EPSILON, state=state)
+    resumed = evaluate(model, data, attacks(), epsilon=EPSILON, state=state, resume=True)
+    assert resumed.to_json() == whole.to_json()
+    assert torch.equal(resumed.examples["pgd"], evaluate(model, data[:1], attacks(), epsilon=EPSILON).examples["pgd"])
+    with pytest.raises(ValueError, match="attacks differ"):
+        evaluate(model, data, attacks(3), epsilon=EPSILON, state=state, resume=True)
+
+
+def test_a_random_model_is_evaluated_with_the_seed(model):
+    noisy = Wrapped(model.eval(), lambda inner, images: inner(images) + 0.3 * torch.randn(len(images), 4).to(images))
+    data = labelled_by(model, 8)
+    before = torch.get_rng_state()
+    reports = [evaluate(noisy, data, {"same": lambda x, y: x}, epsilon=EPSILON, seed=seed) for seed in (0, 0, 1)]
+    assert reports[0].to_dict()["outcomes"] == reports[1].to_dict()["outcomes"] != reports[2].to_dict()["outcomes"]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 # What it refuses
 
 
@@ -280,7 +349,12 @@ def bad_attacks():
         "too far": (lambda x, y: x + (0.5 - x).sign() * EPSILON * 1.01, ValueError, "left the ball of radius 0.1"),
         "out of bounds": (lambda x, y: x - EPSILON / 2, ValueError, "left the ball"),
         "a NaN": (lambda x, y: x * float("nan"), ValueError, "left the ball"),
+        "too far, in place": (lambda x, y: x.add_((0.5 - x).sign() * 2 * EPSILON), ValueError, "left the ball"),
         "one image": (lambda x, y: x[:1], ValueError, "must give images"),
+        "another dtype": (lambda x, y: x.double(), ValueError, "must give images .* torch.float32, .* torch.float64"),
+        "towards the true class": (
+            PGD(TinyClassifier(), EPSILON, target="given"), ValueError, "must not have target='given'"
+        ),
         "nothing": (lambda x, y: None, ValueError, "must give images"),
         "no function": (3, TypeError, "must be callable"),
     }
@@ -303,6 +377,18 @@ def test_attacks_that_are_none(model, name):
         ({"seed": -1}, ValueError, "seed"),
         ({"examples": -1}, ValueError, "examples"),
         ({"survivors_only": 1}, TypeError, "survivors_only"),
+        ({"resume": True, "state": None}, ValueError, "state must be given with resume=True"),
+        ({"attacks": "pgd-20:target=given"}, ValueError, "must not have target='given'"),
+        ({"attacks": "transfer-mim-2:target=given", "source": TinyClassifier()}, ValueError, "target='given'"),
+        ({"attacks": 'feaattack:layer="Conv"'}, ValueError, "unknown module 'Conv'; did you mean 'conv'"),
+        ({"attacks": "pgd-20:restarts=" + "[" * 10**5}, ValueError, "restarts must be an int, got str"),
+        ({"attacks": "pgd-20:steps=3"}, ValueError, "steps is the number in 'pgd-20'"),
+        ({"attacks": "pgd:steps=3:steps=4"}, ValueError, "steps, an option of the attack, must be given once"),
+        ({"attacks": {"A_rob": "fgsm"}}, ValueError, "must not be called A_rob"),
+        ({"attacks": {1: "fgsm"}}, TypeError, "attacks must have names that are texts, got 1"),
+        ({"data": tiny_batch()}, TypeError, "data must be .* got a batch that is a Tensor"),
+        ({"data": [tiny_batch()[:1]]}, TypeError, "data must be .* a tuple of 1"),
+        ({"data": 3}, TypeError, "data must be an ImageData, or batches .* got int"),
         ({"attacks": []}, ValueError, "at least one attack"),
         ({"attacks": "fgsm,,pgd-2"}, ValueError, "with commas between them"),
         ({"attacks": "pgb-20"}, ValueError, "did you mean 'pgd-N'"),
@@ -322,8 +408,8 @@ def test_attacks_that_are_none(model, name):
 def test_bad_arguments(options, error, message, tmp_path):
     arguments = {"model": TinyClassifier(), "data": batches(), "attacks": "fgsm", "epsilon": EPSILON} | options
     with pytest.raises(error, match=message):
-        evaluate(**arguments, state=tmp_path / "state")
-    assert "data" in options or not any(tmp_path.iterdir())
+        evaluate(**{"state": tmp_path / "state"} | arguments)
+    assert not any(tmp_path.iterdir())
 
 
 # What a reviewer would ask
@@ -342,6 +428,12 @@ def test_a_model_in_train_mode(model):
     assert "given in train mode" in warnings_of(model)
     model.eval()
     assert "train mode" not in warnings_of(model)
+    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    norm.train()
+    assert "given in train mode" in warnings_of(model)
+    model.train()
+    norm.eval()
+    assert "train mode" not in warnings_of(model), "its batch norm is as in eval mode"
 
 
 class Wrapped(nn.Module):
@@ -368,6 +460,23 @@ def test_normalisation_outside_of_the_model(model):
     data = [(images, labels_of(images))]
     assert "normalised outside" in warnings_of(Wrapped(model, bright), data)
     assert "normalised outside" not in warnings_of(model.eval())
+
+
+def test_a_model_that_refuses_other_images(model):
+    def strict(inner, images):
+        assert images.min() >= 0 and images.max() <= 1
+        return inner(images)
+
+    assert warnings_of(Wrapped(model.eval(), strict)) == ""
+
+
+def test_an_attack_in_a_smaller_ball(model):
+    model.eval()
+    for attack in (PGD(model, EPSILON / 2), Transfer(model, PGD, EPSILON / 2)):
+        for survivors_only in (False, True):
+            warning = warnings_of(model, attacks={"weak": attack}, survivors_only=survivors_only)
+            assert "weak stays in a ball of radius 0.05 (linf), and the report is of radius 0.1 (linf)" in warning
+    assert "radius 0.1 (l2), and" in warnings_of(model, attacks="pgd-2:norm=l2")
 
 
 def test_a_model_without_a_gradient(model):
@@ -408,8 +517,24 @@ def test_more_steps_that_are_weaker(model):
     model.eval()
     attacks = {"short": Fading(model, EPSILON, steps=5), "long": Fading(model, EPSILON, steps=50)}
     assert "more iterations should not make an attack weaker" in warnings_of(model, attacks=attacks)
-    attacks["long"] = Fading(model, EPSILON, steps=50, step_size=0.01)
-    assert "iterations" not in warnings_of(model, attacks=attacks), "another step size is another attack"
+    for other in ({"step_size": 0.01}, {"loss": Margin()}, {"target": "least-likely"}):
+        attacks["long"] = Fading(model, EPSILON, steps=50, **other)
+        assert "iterations" not in warnings_of(model, attacks=attacks), f"{other} is another attack"
+
+
+def test_a_few_images_are_no_sign_of_anything(model):
+    """Random starts break now one image more, now one less: of 32, that is 3%."""
+
+    class Sparing(PGD):
+        def perturb(self, images, labels):
+            spared = (labels == 1).cumsum(0) * (labels == 1) % 8 == 1 if self.steps > 5 else labels < 0
+            return torch.where(spared[:, None, None, None], images, super().perturb(images, labels)[0]).unsqueeze(0)
+
+    model.eval()
+    attacks = {"short": Sparing(model, EPSILON, steps=5), "long": Sparing(model, EPSILON, steps=6)}
+    report = evaluate(model, labelled_by(model), attacks, epsilon=EPSILON)
+    assert 0 < report.accuracy("long").correct - report.accuracy("short").correct <= 4
+    assert report.warnings == ()
 
 
 def test_a_black_box_that_is_stronger(model):
@@ -426,6 +551,41 @@ def test_a_black_box_that_is_stronger(model):
 
 
 # The report
+
+
+def test_a_rob_of_some_attacks_is_told_only_where_it_is_known(model):
+    data = labelled_by(model, 8)
+    report = evaluate(model, data, ATTACKS, epsilon=EPSILON, survivors_only=True)
+    rows = brute_force(model, data, ATTACKS)
+    first, second, third = ATTACKS
+    expected = [all(right) for right in zip(rows["natural"], rows[first], rows[second])]
+    assert report.is_robust_under([first, second]).tolist() == expected
+    assert report.robust_accuracy_under([second, first]).correct == sum(expected)
+    with pytest.raises(ValueError, match="attacks must have those before 'towards 1' among them"):
+        report.robust_accuracy_under([second])
+
+
+def test_an_attack_may_leave_a_graph_and_the_model_in_train_mode(model, tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+
+    def careless(images, labels):
+        model.train()
+        x = images.clone().requires_grad_()
+        return (x + EPSILON * (0.5 - x).sign() * 0.5).clamp(0, 1)
+
+    class Modal(TinyClassifier):
+        def forward(self, images):
+            return -super().forward(images) if self.training else super().forward(images)
+
+    model = Modal().to(next(model.parameters()).device).eval()
+    data = labelled_by(model)
+    attacks = {"careless": careless, "same": lambda x, y: x}
+    report = evaluate(model, data, attacks, epsilon=EPSILON)
+    assert report.accuracy("same").correct == report.natural_accuracy.correct == 28
+    assert report.accuracy("careless").correct > 0
+    assert not model.training and not report.examples["careless"].requires_grad
+    report.save(tmp_path)
 
 
 def test_json_markdown_and_html(model, tmp_path):

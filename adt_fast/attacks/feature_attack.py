@@ -80,6 +80,9 @@ class FeatureAttack(Attack):
         self.most_targets = targets
         self.steps = steps
         self.step_size = check_step_size(self.epsilon / 8 if step_size is None else step_size)
+        self.features: Features = features
+        self.layer = layer
+        self.layer_input = layer_input
         self.feature_map = FeatureMap(self.model, features=features, layer=layer, layer_input=layer_input)
         self.feature_gradient = InputGradient(
             self.feature_map,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ def checked_batches(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
     device = device_of(model) or torch.device("cpu")
     check_batch = BatchCheck(model)
     empty = True
-    for images, labels in batches:
-        images, labels = images.to(device), labels.to(device)
+    for batch in batches:
+        images, labels = (part.detach().to(device) for part in checked_pair(batch))
         check_batch(images, labels)
         yield images, labels
         empty = False
@@ -33,8 +34,24 @@ def checked_batches(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
         raise ValueError("data must have at least one image, it is empty")
 
 
+def checked_pair(batch: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch.
+
+    Raises:
+        TypeError: if it is no pair of tensors.
+    """
+    parts = list(batch) if isinstance(batch, (tuple, list)) else []
+    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+        given = f" of {len(parts)}" if parts else ""
+        raise TypeError("data must be an ImageData, or batches that are pairs of tensors, (images, labels), got a "
+                        f"batch that is a {type(batch).__name__}{given}")
+    return parts[0], parts[1]
+
+
 def in_batches(model: nn.Module, data: Batches, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
     """An ``ImageData`` in batches of that size; other data as they are."""
     if isinstance(data, ImageData):
         return BatchLoader(data, batch_size, device=device_of(model) or "cpu", channels_last=True)
+    if not isinstance(data, Iterable):
+        raise TypeError(f"data must be an ImageData, or batches (images, labels), got {type(data).__name__}")
     return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import zlib
@@ -50,7 +51,9 @@ class Outcomes:
         tensors, metadata = load_checkpoint(self.path)
         if "outcomes" not in metadata:
             raise CheckpointError(f"{self.path} is a checkpoint, but not of an evaluation")
-        differing = [name for name, value in self.settings.items() if metadata["outcomes"].get(name) != value]
+        # As text, in which the order of the attacks counts: it tells which of them saw the survivors of which.
+        kept = {name: json.dumps(value) for name, value in metadata["outcomes"].items()}
+        differing = [name for name, value in self.settings.items() if kept.get(name) != json.dumps(value)]
         if differing:
             raise ValueError(f"state {self.path} is of another evaluation: {', '.join(differing)} differ. Give it the "
                              "same settings, or another state file")
@@ -78,20 +81,36 @@ class Outcomes:
             raise ValueError(f"data must be the same, in the same order, as when the state was saved: batch {index} "
                              "has other images. Is the loader shuffled?")
 
+    def check_no_more_than(self, count: int) -> None:
+        """Raises ValueError where there are outcomes of more batches than the data have."""
+        if len(self._batches) > count:
+            raise ValueError(f"data must be the same as when the state was saved: it has outcomes of "
+                             f"{len(self._batches)} batches, the data have {count}")
+
     def joined(self, name: str) -> Tensor:
         """The outcomes under a name, of all batches that have it, ``[N]``."""
         parts = [batch[name] for batch in self._batches if name in batch]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int8)
 
     def save(self, force: bool = False) -> None:
-        """Writes the file, at most every two seconds unless it is a must."""
-        if self.path is None or (not force and time.monotonic() - self._saved_at < _SAVE_EVERY_SECONDS):
+        """Writes the file where there is an outcome, at most every two seconds unless it is a must."""
+        if self.path is None or not self._batches:
+            return
+        if not force and time.monotonic() - self._saved_at < _SAVE_EVERY_SECONDS:
             return
         tensors = {f"examples.{name}": tensor for name, tensor in self.examples.items()}
         for index, batch in enumerate(self._batches):
             tensors |= {f"{index}.{name}": tensor for name, tensor in batch.items()}
         save_checkpoint(self.path, tensors, {"outcomes": self.settings})
         self._saved_at = time.monotonic()
+
+
+def check_state(path: str | os.PathLike[str] | None, resume: bool) -> None:
+    """Raises ValueError where a file is there that is not to be resumed, or none is named that is."""
+    if resume and path is None:
+        raise ValueError("state must be given with resume=True: the file to go on from")
+    if not resume and path is not None and Path(path).exists():
+        raise ValueError(f"state {path} is there already: resume it, or give another file")
 
 
 def surviving(outcomes: Mapping[str, Tensor], attacks: Iterable[str]) -> Tensor:

@@ -53,21 +53,33 @@ class RobustReport:
     @property
     def is_robust(self) -> Tensor:
         """Which images are classified right as they are and under every attack, bool ``[N]``."""
-        return self._robust_under(self.attacks)
+        return self.is_robust_under(self.attacks)
 
     @property
     def robust_accuracy(self) -> Accuracy:
         """A_rob, the share of images that withstand every attack (paper, Section 5.1)."""
         return self.robust_accuracy_under(self.attacks)
 
+    def is_robust_under(self, attacks: Iterable[str]) -> Tensor:
+        """Which images are classified right as they are and under each of some attacks, bool ``[N]``.
+
+        Raises:
+            ValueError: with ``survivors_only``, if images were not attacked, as they had fallen to other attacks.
+        """
+        outcomes = {name: self.outcomes[name] for name in attacks}
+        withstood = torch.stack([self.natural, *(outcome != WRONG for outcome in outcomes.values())]).all(0)
+        unknown = [name for name, outcome in outcomes.items() if bool((withstood & (outcome == NOT_ATTACKED)).any())]
+        if unknown:
+            raise ValueError(f"attacks must have those before {unknown[0]!r} among them: with survivors_only, it did "
+                             "not see what they had broken")
+        return withstood
+
     def robust_accuracy_under(self, attacks: Iterable[str]) -> Accuracy:
-        """A_rob of some of the attacks."""
-        return Accuracy(int(self._robust_under(attacks).sum()), len(self))
+        """A_rob of some of the attacks; it raises what :meth:`is_robust_under` does."""
+        return Accuracy(int(self.is_robust_under(attacks).sum()), len(self))
 
     def accuracy(self, attack: str) -> Accuracy:
         """Under one attack; with ``survivors_only``, under it and those before it."""
-        if self.settings["survivors_only"]:
-            return self.robust_accuracy_under(self.attacks[: self.attacks.index(attack) + 1])
         return Accuracy(int((self.outcomes[attack] == RIGHT).sum()), len(self))
 
     def per_class(self) -> list[dict[str, Any]]:
@@ -164,10 +176,6 @@ class RobustReport:
             with atomic_file(Path(folder) / name) as file:
                 file.write(content.encode())
         return [Path(folder) / name for name in contents]
-
-    def _robust_under(self, attacks: Iterable[str]) -> Tensor:
-        withstood = [self.outcomes[name] != WRONG for name in attacks]
-        return torch.stack([self.natural, *withstood]).all(0)
 
 
 def _as_text(outcome: Tensor) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import ExitStack, contextmanager
-from dataclasses import is_dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, get_args
 
 import torch
@@ -15,18 +14,18 @@ from tqdm import tqdm
 
 from .. import __version__
 from .._checks import check_ball, check_bool, check_choice, check_int
-from ..attacks import Attack, Norm
+from ..attacks import Norm
 from ..attacks._ball import confine
-from ..checkpoint import digest
 from ..data import ImageData
 from ..input_gradient import FLOAT32, EngineOptions
 from ..model_state import check_model, device_of, model_mode, unwrap
 from ..noise import NoiseStream
-from .batches import Batches, checked_batches, in_batches
+from .batches import Batches, checked_batches, checked_pair, in_batches
 from .named_attacks import AttackLike, create_attack, split_attack_names
-from .outcomes import NOT_ATTACKED, RIGHT, WRONG, Outcomes, surviving
+from .outcomes import NOT_ATTACKED, RIGHT, WRONG, Outcomes, check_state, surviving
 from .report import RobustReport
-from .reviewer import suspicious_model, suspicious_results
+from .reviewer import in_train_mode, suspicious_model, suspicious_results
+from .settings import attack_settings, innermost, model_summary
 
 _POOL = 1000
 """How many images FeaAttack may take its targets from."""
@@ -81,6 +80,7 @@ def evaluate(
         TypeError, ValueError: for a bad argument, image or label, by name; for an attack that leaves the ball; or if
             the state is of another evaluation.
         ImportError: if an attack needs a package that is not installed.
+        FloatingPointError: if a gradient that an attack follows is not finite.
     """
     check_model(model)
     check_ball(epsilon, 0.0, 1.0)
@@ -89,17 +89,18 @@ def evaluate(
         check_int(name, value, lowest, 2**31)
     check_bool("survivors_only", survivors_only)
     check_bool("resume", resume)
+    check_state(state, resume)
     batches = _Peeked(in_batches(model, data, batch_size))
     pool = in_batches(model, data.subset(_POOL), _POOL) if isinstance(data, ImageData) else [batches.first]
-    given = {"epsilon": epsilon, "norm": norm, "source": source, "engine": engine}
+    given = {"epsilon": epsilon, "norm": norm, "source": source, "engine": engine, "seed": seed}
     # One that is not drawn from PyTorch's generator; every batch has its own.
     given["noise"] = NoiseStream(seed, device_of(model) or "cpu")
-    given["pool"] = tuple(part.to(device_of(model)) for part in next(iter(pool)))
+    given["pool"] = tuple(part.to(device_of(model)) for part in checked_pair(next(iter(pool))))
     by_name = _resolved(model, attacks, given)
     settings = {
-        "model": _model_summary(model),
+        "model": model_summary(model),
         "data": {"name": data.name, "images": len(data)} if isinstance(data, ImageData) else {},
-        "attacks": {name: _attack_settings(attack) for name, attack in by_name.items()},
+        "attacks": {name: attack_settings(attack, model) for name, attack in by_name.items()},
         "epsilon": float(epsilon),
         "norm": norm,
         "batch_size": batch_size if isinstance(data, ImageData) else None,
@@ -112,8 +113,6 @@ def evaluate(
     outcomes = Outcomes(state, settings)
     if resume:
         outcomes.resume()
-    elif outcomes.path is not None and outcomes.path.exists():
-        raise ValueError(f"state {outcomes.path} is there already: resume it, or give another file")
     run = _Evaluation(model, by_name, outcomes, settings)
     return run(batches, progress)
 
@@ -125,7 +124,7 @@ class _Evaluation:
         self, model: nn.Module, attacks: dict[str, AttackLike], outcomes: Outcomes, settings: dict[str, Any]
     ) -> None:
         self.model = unwrap(model)
-        self.was_training = model.training
+        self.was_training = in_train_mode(model)
         self.attacks = attacks
         self.outcomes = outcomes
         self.settings = settings
@@ -139,18 +138,22 @@ class _Evaluation:
             stack.enter_context(bar)
             stack.enter_context(model_mode(self.model, "eval"))
             stack.enter_context(torch.autocast(device.type, enabled=False))
+            stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))  # a model may draw
             stack.callback(self.outcomes.save, force=True)  # whatever ends it
             for index, (images, labels) in enumerate(checked_batches(self.model, bar)):
                 if index == 0:
-                    self.warnings += suspicious_model(self.model, images, labels, was_training=self.was_training)
+                    with self._random_numbers("reviewer", None, index, device):
+                        self.warnings += suspicious_model(self.model, images, labels, was_training=self.was_training)
                 self._batch(index, images, labels, bar)
+            self.outcomes.check_no_more_than(index + 1)
         return self._report()
 
     def _batch(self, index: int, images: Tensor, labels: Tensor, bar: tqdm) -> None:
         outcomes = self.outcomes.batch(index)
         self.outcomes.check_same_images(index, images, labels)
         if "natural" not in outcomes:
-            outcomes["natural"] = self._right(images, labels).to(torch.int8).cpu()
+            with self._random_numbers("natural", None, index, images.device):
+                outcomes["natural"] = self._right(images, labels).to(torch.int8).cpu()
         if index == 0:
             self._choose_examples(images, outcomes["natural"])
         for name, attack in self.attacks.items():
@@ -158,7 +161,8 @@ class _Evaluation:
                 bar.set_description(name)
                 outcomes[name] = self._outcome(name, attack, index, images, labels)
                 self.outcomes.save()
-            bar.set_postfix_str(self._accuracies_so_far())
+            if not bar.disable:
+                bar.set_postfix_str(self._accuracies_so_far())
 
     def _outcome(self, name: str, attack: AttackLike, index: int, images: Tensor, labels: Tensor) -> Tensor:
         outcomes = self.outcomes.batch(index)
@@ -169,26 +173,31 @@ class _Evaluation:
         x_adv = images
         if len(chosen):
             here = chosen.to(images.device)
-            found = self._attacked(name, attack, index, images[here], labels[here])
-            outcome[chosen] = self._right(found, labels[here]).to(torch.int8).cpu()
+            with self._random_numbers(name, attack, index, images.device):
+                found = self._attacked(name, attack, images[here], labels[here])
+                outcome[chosen] = self._right(found, labels[here]).to(torch.int8).cpu()
             x_adv = images.clone()
             x_adv[here] = found
         if index == 0:
             self.outcomes.examples[name] = x_adv[self._examples_of(natural).to(x_adv.device)].cpu()
         return outcome
 
-    def _attacked(self, name: str, attack: AttackLike, index: int, images: Tensor, labels: Tensor) -> Tensor:
-        seed = _seed_of(self.settings["seed"], name, index)
-        with _random_numbers(attack, seed, images.device):
-            x_adv = attack(images, labels)
+    def _random_numbers(
+        self, name: str, attack: AttackLike | None, index: int, device: torch.device
+    ) -> AbstractContextManager[None]:
+        """Those of what has that name, for a batch."""
+        return _random_numbers(attack, _seed_of(self.settings["seed"], name, index), device)
+
+    def _attacked(self, name: str, attack: AttackLike, images: Tensor, labels: Tensor) -> Tensor:
+        x_adv = attack(images.clone(), labels)  # what it may write to is not what the ball is around
         self._check_inside(name, x_adv, images)
-        return x_adv
+        return x_adv.detach()
 
     def _check_inside(self, name: str, x_adv: Tensor, images: Tensor) -> None:
         """Raises ValueError where an attack did something else than perturb within the ball."""
-        if not isinstance(x_adv, Tensor) or x_adv.shape != images.shape:
-            given = list(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
-            raise ValueError(f"attack {name!r} must give images {list(images.shape)}, got {given}")
+        wanted, given = _described(images), _described(x_adv)
+        if given != wanted:
+            raise ValueError(f"attack {name!r} must give images like its own, {wanted}, got {given}")
         ball = {"epsilon": self.settings["epsilon"] * (1 + 1e-5), "lower": 0.0, "upper": 1.0}
         x_adv = x_adv.detach()
         inside = confine(x_adv.clone().unsqueeze(0), images, norm=self.settings["norm"], **ball)[0]
@@ -198,7 +207,8 @@ class _Evaluation:
 
     @torch.no_grad()
     def _right(self, images: Tensor, labels: Tensor) -> Tensor:
-        logits = self.model(images)
+        with model_mode(self.model, "eval"):  # whatever mode an attack has left it in
+            logits = self.model(images)
         # A NaN is nobody's class.
         return (logits.argmax(1) == labels) & torch.isfinite(logits).all(1)
 
@@ -214,9 +224,8 @@ class _Evaluation:
         parts = []
         for name in ("natural", *self.attacks):
             outcome = self.outcomes.joined(name)
-            known = outcome[outcome != NOT_ATTACKED] if self.settings["survivors_only"] else outcome
-            if len(known):
-                parts.append(f"{name} {float((known == RIGHT).double().mean()):.1%}")
+            if len(outcome):
+                parts.append(f"{name} {float((outcome == RIGHT).double().mean()):.1%}")
         return ", ".join(parts)
 
     def _report(self) -> RobustReport:
@@ -262,7 +271,9 @@ def _resolved(model: nn.Module, attacks: Any, given: dict[str, Any]) -> dict[str
         attacks = {name: name for name in dict.fromkeys(one for name in names for one in split_attack_names(name))}
     if not attacks:
         raise ValueError("attacks must have at least one attack, got none")
-    if reserved := {"natural", "labels", "checksum"} & set(attacks):
+    if unnamed := [name for name in attacks if not isinstance(name, str)]:
+        raise TypeError(f"attacks must have names that are texts, got {unnamed[0]!r}")
+    if reserved := {"natural", "labels", "checksum", "A_rob"} & set(attacks):
         raise ValueError(f"attacks must not be called {', '.join(sorted(reserved))}")
     resolved = {}
     for name, attack in attacks.items():
@@ -270,7 +281,17 @@ def _resolved(model: nn.Module, attacks: Any, given: dict[str, Any]) -> dict[str
         if not callable(resolved[name]):
             raise TypeError(f"attacks[{name!r}] must be callable, (images, labels) -> images, "
                             f"got {type(attack).__name__}")
+        if getattr(innermost(resolved[name]), "target", None) == "given":
+            raise ValueError(f"attacks[{name!r}] must not have target='given': what it is given are the true classes, "
+                             "and it would lead towards them")
     return resolved
+
+
+def _described(images: Any) -> str:
+    """Shape, dtype and device; of what is no tensor, the type."""
+    if not isinstance(images, Tensor):
+        return type(images).__name__
+    return f"{list(images.shape)}, {images.dtype}, on {images.device}"
 
 
 def _seed_of(seed: int, name: str, batch: int) -> int:
@@ -280,11 +301,13 @@ def _seed_of(seed: int, name: str, batch: int) -> int:
 
 
 @contextmanager
-def _random_numbers(attack: AttackLike, seed: int, device: torch.device) -> Iterator[None]:
+def _random_numbers(attack: AttackLike | None, seed: int, device: torch.device) -> Iterator[None]:
     """An attack's random numbers, from its noise stream or PyTorch's generators, start at a seed; then as before."""
     own = getattr(attack, "noise", None)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed devices that are not put back
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index].manual_seed(seed)
         if isinstance(own, NoiseStream):
             attack.noise = NoiseStream(seed, device)
         try:
@@ -292,27 +315,3 @@ def _random_numbers(attack: AttackLike, seed: int, device: torch.device) -> Iter
         finally:
             if isinstance(own, NoiseStream):
                 attack.noise = own
-
-
-def _model_summary(model: nn.Module) -> dict[str, Any]:
-    model = unwrap(model)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return {
-        "class": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "sha256": digest(tensors, {}),
-    }
-
-
-def _attack_settings(attack: AttackLike) -> dict[str, Any]:
-    """What an attack is, as far as its public attributes tell."""
-    inner = getattr(attack, "attack", None)
-    if isinstance(inner, Attack):
-        return {"class": type(attack).__name__, "attack": _attack_settings(inner)}
-    settings = {"class": getattr(attack, "__qualname__", type(attack).__name__)}
-    for name, value in sorted(getattr(attack, "__dict__", {}).items()):
-        if not name.startswith("_") and isinstance(value, (bool, int, float, str)):
-            settings[name] = value
-        elif not name.startswith("_") and is_dataclass(value):
-            settings[name] = repr(value)
-    return settings
