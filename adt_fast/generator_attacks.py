@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ._option_text import parse_options
 from .attacks import AmortizedAttack
+from .checkpoint import digest_of_model
 from .config import DATASET_DEFAULTS
 from .data import BatchLoader
 from .methods import JointTraining, exp_am, fit_generator, imp_am, l2l
@@ -24,6 +26,25 @@ def is_generator_attack(name: str) -> bool:
     return name.split(":")[0] in _FACTORIES
 
 
+def generator_options(name: str, trained: TrainedModel) -> dict[str, Any]:
+    """The options of such an attack, those that its name leaves out included.
+
+    Raises:
+        ValueError: if an option is unknown, or the model's ball is not the L-infinity ball.
+    """
+    stem, *texts = name.split(":")
+    by_dataset = DATASET_DEFAULTS[trained.dataset]
+    options = {
+        "epochs": by_dataset.epochs,
+        "train_limit": None,
+        "generator_width": by_dataset.generator_width,
+        "generator_learning_rate": by_dataset.generator_learning_rate,
+    } | parse_options("attack", texts, _OPTIONS)
+    if trained.norm != "linf":
+        raise ValueError(f"attack {stem!r} is of the L-infinity ball alone, and norm is {trained.norm!r}")
+    return options
+
+
 def fitted_attack(name: str, trained: TrainedModel, path: Path | None, *, progress: bool | None) -> AmortizedAttack:
     """The attack, its generator trained on the model's training images.
 
@@ -37,19 +58,11 @@ def fitted_attack(name: str, trained: TrainedModel, path: Path | None, *, progre
         progress: a progress bar where stderr is a terminal; False for none.
 
     Raises:
-        ValueError: if an option is unknown or impossible.
+        TypeError, ValueError: if an option is unknown or impossible, or the file holds a generator that was trained
+            against another model, or otherwise.
         OSError: if the training images are missing.
     """
-    stem, *texts = name.split(":")
-    by_dataset = DATASET_DEFAULTS[trained.dataset]
-    options = {
-        "epochs": by_dataset.epochs,
-        "train_limit": None,
-        "generator_width": by_dataset.generator_width,
-        "generator_learning_rate": by_dataset.generator_learning_rate,
-    } | parse_options("attack", texts, _OPTIONS)
-    if trained.norm != "linf":
-        raise ValueError(f"attack {stem!r} is of the L-infinity ball alone, and norm is {trained.norm!r}")
+    stem, options = name.split(":")[0], generator_options(name, trained)
     seed = trained.config.seed
     data = trained.training_data(options["train_limit"])
     devices = [trained.device] if trained.device.type == "cuda" else []
@@ -60,9 +73,15 @@ def fitted_attack(name: str, trained: TrainedModel, path: Path | None, *, progre
             generator_width=options["generator_width"], noise=NoiseStream(seed),
         )  # fmt: skip
     training = JointTraining(attack, generator_learning_rate=options["generator_learning_rate"])
+    trained_for = {
+        "attack": name, "seed": seed, "epsilon": trained.epsilon, "dataset": trained.dataset,
+        "model": digest_of_model(trained.model),
+    }  # fmt: skip
     if path is not None and path.exists():
-        if training.load(path) != {"attack": name, "seed": seed}:
-            raise ValueError(f"{path} holds another generator than {name} with seed {seed}: give another output folder")
+        found = training.load(path)
+        if differing := [key for key, value in trained_for.items() if found.get(key) != value]:
+            raise ValueError(f"{path} holds another generator: {', '.join(differing)} differ. Give another output "
+                             "folder")
         return attack
     loader = BatchLoader(data, _BATCH_SIZE, device=trained.device, shuffle=True, seed=seed, channels_last=True)
     fit_generator(
@@ -70,5 +89,5 @@ def fitted_attack(name: str, trained: TrainedModel, path: Path | None, *, progre
         progress=None if progress is False else f"fit {stem}",
     )  # fmt: skip
     if path is not None:
-        training.save(path, {"attack": name, "seed": seed})
+        training.save(path, trained_for)
     return attack

@@ -11,6 +11,7 @@ import yaml
 from adt_fast import cli
 from adt_fast.attacks import PGD
 from adt_fast.checkpoint import load_model
+from adt_fast.commands import evaluate as evaluate_command
 from adt_fast.config import TrainConfig
 from adt_fast.experiment import TrainingRun
 from adt_fast.method_options import METHOD_OPTIONS
@@ -238,7 +239,13 @@ def test_evaluate_with_a_report(tmp_path, capsys):
     after = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
     assert after == before, "bit for bit"
     assert cli.main(["evaluate", *flags, "--resume", "--seed", "1"]) == 2
-    assert "another generator" in capsys.readouterr().err
+    assert "another generator: seed differ" in capsys.readouterr().err
+    (tmp_path / "report" / "state.safetensors").unlink()
+    assert cli.main(["evaluate", *flags, "--epsilon", "1/255"]) == 2
+    assert "another generator: epsilon differ" in capsys.readouterr().err
+    train("--output", "run2", "--method", "standard", "--seed", "1")
+    assert cli.main(["evaluate", "run2", *flags[1:]]) == 2
+    assert "another generator: model differ" in capsys.readouterr().err
 
 
 def test_evaluate_can_be_interrupted_and_resumed(tmp_path, capsys, monkeypatch):
@@ -268,6 +275,8 @@ def test_evaluate_can_be_interrupted_and_resumed(tmp_path, capsys, monkeypatch):
         (["--attacks", "pgd-20,"], "with commas between them"),
         (["--attacks", "pgd20"], "unknown attack 'pgd20'"),
         (["--attacks", "exp-am:epoch=3"], "did you mean 'epochs'"),
+        (["--attacks", "l2l,exp-am:epoch=3"], "did you mean 'epochs'"),
+        (["--attacks", "l2l,pgd20"], "unknown attack 'pgd20'"),
         (["--attacks", "exp-am", "--norm", "l2"], "of the L-infinity ball alone"),
         (["--attacks", "transfer-pgd-20"], "source must be given"),
         (["--attacks", "transfer-pgd-20", "--source", "nowhere"], "nowhere"),
@@ -275,8 +284,9 @@ def test_evaluate_can_be_interrupted_and_resumed(tmp_path, capsys, monkeypatch):
         (["--norm", "l1"], "norm must be one of"),
     ],
 )
-def test_evaluate_refuses_impossible_attacks(flags, message, capsys):
+def test_evaluate_refuses_impossible_attacks(flags, message, capsys, monkeypatch):
     train("--output", "run", "--method", "standard")
+    monkeypatch.setattr(evaluate_command, "fitted_attack", None)  # no generator is trained before
     assert cli.main(["evaluate", "run", *flags, "--test-limit", "8", "--device", "cpu"]) == 2
     assert message in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +13,10 @@ from torch import nn
 from .._arguments import Folder, argument, default_is
 from ..checkpoint import load_model
 from ..config import TrainedModelConfig
-from ..evaluation import AttackLike, RobustReport, accuracy_table, evaluate, split_attack_names
+from ..evaluation import AttackLike, RobustReport, accuracy_table, create_attack, evaluate, split_attack_names
+from ..evaluation.outcomes import check_state
 from ..experiment import CLOSING_ATTACKS
-from ..generator_attacks import fitted_attack, is_generator_attack
+from ..generator_attacks import fitted_attack, generator_options, is_generator_attack
 from ..input_gradient import EngineOptions, Precision
 from ..run_folder import checkpoint_of
 from ..trained_model import TrainedModel
@@ -54,8 +56,10 @@ class Evaluate(TrainedModelConfig):
         names = split_attack_names(self.attacks)
         if self.resume and self.output is None:
             raise ValueError("output must be given with --resume: the folder where the state is")
+        check_state(self._in_output(_STATE_NAME), self.resume)
         trained = TrainedModel(self)
         source = None if self.source is None else load_model(checkpoint_of(self.source))[0].to(trained.device)
+        self._check_attacks(trained, names, source)
         print(trained.headline, flush=True)
         with begun(self._how_to_go_on()):
             report = self._report(trained, names, source)
@@ -66,16 +70,30 @@ class Evaluate(TrainedModelConfig):
         if files:
             print(f"\nsaved {', '.join(file.name for file in files)} to {self.output}{_missing(files)}")
 
-    def _report(self, trained: TrainedModel, names: tuple[str, ...], source: nn.Module | None) -> RobustReport:
-        attacks: dict[str, str | AttackLike] = {}
+    def _check_attacks(self, trained: TrainedModel, names: tuple[str, ...], source: nn.Module | None) -> None:
+        """Looks at all of them, before a generator is trained for hours."""
+        pool = next(iter(trained.loader))
+        engine = EngineOptions(precision=self.precision)
         for name in names:
-            path = None if self.output is None else self.output / f"{name.replace(':', '-')}.safetensors"
-            attacks[name] = fitted_attack(name, trained, path, progress=None) if is_generator_attack(name) else name
+            if is_generator_attack(name):
+                generator_options(name, trained)
+            else:
+                create_attack(name, trained.model, trained.epsilon, norm=trained.norm, source=source, engine=engine,
+                              pool=pool)  # fmt: skip
+
+    def _in_output(self, name: str) -> Path | None:
+        return None if self.output is None else self.output / name
+
+    def _report(self, trained: TrainedModel, names: tuple[str, ...], source: nn.Module | None) -> RobustReport:
+        attacks: dict[str, str | AttackLike] = dict(zip(names, names))
+        for name in filter(is_generator_attack, names):
+            path = self._in_output(re.sub("[:/]", "-", name) + ".safetensors")
+            attacks[name] = fitted_attack(name, trained, path, progress=None)
         return evaluate(
             trained.model, trained.data, attacks, epsilon=trained.epsilon, norm=trained.norm,
             batch_size=self.batch_size, seed=self.seed, survivors_only=self.survivors_only, source=source,
             engine=EngineOptions(precision=self.precision),
-            state=None if self.output is None else self.output / _STATE_NAME, resume=self.resume,
+            state=self._in_output(_STATE_NAME), resume=self.resume,
             examples=self.examples, progress=None,
         )  # fmt: skip
 
