@@ -1,7 +1,7 @@
 """AutoAttack, with a stand-in for its package: what it is called with, and what it leaves behind."""
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -22,11 +22,13 @@ def package(monkeypatch):
     class Package:
         def __init__(self, model, **options):
             self.model, self.options = model, options
+            self.apgd_targeted, self.fab = SimpleNamespace(n_target_classes=9), SimpleNamespace(n_target_classes=2)
             calls.append(options)
 
         def run_standard_evaluation(self, images, labels, bs):
             torch.manual_seed(self.options["seed"])
             assert not self.model.training and not any(p.requires_grad for p in self.model.parameters())
+            assert self.apgd_targeted.n_target_classes == 3 and self.fab.n_target_classes == 2
             assert images.is_contiguous() and bs == len(images) == len(labels)
             return images + self.options["eps"] * 1.01
 

@@ -71,15 +71,24 @@ class AutoAttack:
         # The package draws from PyTorch's global generators, and seeds them.
         devices = [images.device] if images.is_cuda else []
         borrowed = model_mode(self.model, "eval"), frozen_parameters(self.model)
-        with torch.inference_mode(False), torch.random.fork_rng(devices), borrowed[0], borrowed[1]:
+        autocast_off = torch.autocast(images.device.type, enabled=False)
+        with torch.inference_mode(False), torch.random.fork_rng(devices), borrowed[0], borrowed[1], autocast_off:
             images, labels = images.clone(), labels.clone()
             attack = self._package(
                 self.model, norm=_NORMS[self.norm], eps=self.epsilon, version=self.version, seed=self.seed,
                 device=str(images.device), verbose=False,
             )  # fmt: skip
+            self._limit_targets(attack, images)
             found = attack.run_standard_evaluation(images.contiguous(), labels, bs=len(images))
         ball = {"epsilon": self.epsilon, "lower": 0.0, "upper": 1.0}
         return confine(found.unsqueeze(0), images, norm=self.norm, **ball)[0]
+
+    def _limit_targets(self, attack: Any, images: Tensor) -> None:
+        """The package's targeted attacks go for 9 other classes; a model may have fewer."""
+        with torch.no_grad():
+            others = self.model(images[:1]).shape[1] - 1
+        for part in (attack.apgd_targeted, attack.fab):
+            part.n_target_classes = min(part.n_target_classes, others)
 
 
 def _package() -> Any:

@@ -107,6 +107,7 @@ def evaluate(
         "seed": seed,
         "survivors_only": survivors_only,
         "engine": repr(engine),
+        "device": (device_of(model) or torch.device("cpu")).type,
         "examples": examples,
         "versions": {"adt_fast": __version__, "torch": str(torch.__version__)},
     }
