@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..noise import NoiseStream
+from ._wrapper import AttackWrapper
 from .base import Attack
 from .pgd import PGD
 
 
-class Transfer:
+class Transfer(AttackWrapper):
     """A black-box attack: images made on a source model. The model that they are tried on is never asked.
 
     Args:
@@ -36,16 +36,3 @@ class Transfer:
     def epsilon(self) -> float:
         """The radius of the ball."""
         return self.attack.epsilon
-
-    @property
-    def noise(self) -> NoiseStream:
-        """Where random numbers come from."""
-        return self.attack.noise
-
-    @noise.setter
-    def noise(self, noise: NoiseStream) -> None:
-        self.attack.noise = noise
-
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The adversarial images ``[B, C, H, W]``, see :meth:`Attack.__call__`."""
-        return self.attack(images, labels)

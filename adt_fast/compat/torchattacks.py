@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .. import attacks
+from ..attacks._wrapper import AttackWrapper
 from ..attacks.base import Target
-from ..noise import NoiseStream
 
 __all__ = ["FGSM", "MIFGSM", "PGD", "PGDL2", "SPSA"]
 
 
-class _Moded:
+class _Moded(AttackWrapper):
     """An attack whose target may be changed after it was made."""
 
     def __init__(self, make: Callable[..., attacks.Attack], model: nn.Module, epsilon: float, **options: Any) -> None:
@@ -31,15 +31,6 @@ class _Moded:
     def is_black_box(self) -> bool:
         """Whether it sees no gradient of the model."""
         return self.attack.is_black_box
-
-    @property
-    def noise(self) -> NoiseStream:
-        """Where random numbers come from."""
-        return self.attack.noise
-
-    @noise.setter
-    def noise(self, noise: NoiseStream) -> None:
-        self.attack.noise = noise
 
     def _set(self, target: Target) -> None:
         self.attack = self._make(target)
@@ -62,10 +53,6 @@ class _Moded:
         """``"default"``, ``"targeted(label)"`` or ``"targeted(least-likely)"``, as there."""
         modes = {"none": "default", "given": "targeted(label)", "least-likely": "targeted(least-likely)"}
         return modes[self.attack.target]
-
-    def __call__(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """The adversarial images ``[B, C, H, W]``, see :meth:`adt_fast.attacks.Attack.__call__`."""
-        return self.attack(inputs, labels)
 
 
 class FGSM(_Moded):
