@@ -27,7 +27,8 @@ class BatchLoader:
     channels_last: memory layout of the images.
 
     Every iteration is one epoch; `epoch` says which one is drawn, counts up by one when an iteration comes to its end,
-    and may be set to resume. The order, and the crop and flip of the image at an index of the data, are functions of
+    and may be set to resume; `from_batch` begins
+    within one. The order, and the crop and flip of the image at an index of the data, are functions of
     (seed, epoch) and the number of images alone. They are drawn on the CPU, so they are the same on every device, for
     every batch size, and with or without shuffling.
 
@@ -85,9 +86,17 @@ class BatchLoader:
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.from_batch(0)
+
+    def from_batch(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """An iteration that leaves out the batches before `first`, 0 to the length, and does no work for them."""
+        check_int("first", first, 0, len(self) + 1)
+        return self._batches(first)
+
+    def _batches(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         epoch = self.epoch
         order, offsets, flipped = self._draw(epoch)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
+        for start in range(first * self.batch_size, len(self) * self.batch_size, self.batch_size):
             chosen = order[start : start + self.batch_size]
             images = self.data.images[chosen]
             if self.crop_padding:

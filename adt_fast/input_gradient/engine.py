@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import HALF_DTYPES, check_finite, check_not_negative
+from .._checks import HALF_DTYPES, check_finite, check_int, check_not_negative
 from .._layout import preferred_layout
+from .._state_checks import check_keys
 from ..losses import PerExampleLoss, RelativeLoss, cross_entropy
 from ..model_state import ModelMode, check_mode, check_model, frozen_parameters, model_mode, unwrap
 from .chunking import activation_bytes, automatic_chunk
@@ -321,6 +322,35 @@ class InputGradient:
             "graph": self._explain_graph(),
             "chunk": f"{session.chunk} examples at a time" if session.chunk else "off: all examples go through at once",
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What another process needs to go on with the same decisions: plain values. Twins are made anew."""
+        return {
+            "guard": None if self.guard is None else self.guard.state_dict(),
+            "twins_discarded": self._twins_built - len(self._twins),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave, before the first minibatch as well.
+
+        Raises:
+            ValueError: if it is no such state, or of a 16-bit type that there is not; nothing is changed then.
+        """
+        check_keys("state of the engine", state, self.state_dict())
+        check_int("twins_discarded", state["twins_discarded"], 0, 2**63)
+        self.guard = None if state["guard"] is None else self._guard_of(state["guard"])
+        self._twins.clear()
+        self._graphs.forget()
+        self._twins_built = state["twins_discarded"]
+
+    def _guard_of(self, state: Mapping[str, Any]) -> PrecisionGuard:
+        by_name = {str(dtype).removeprefix("torch."): dtype for dtype in HALF_DTYPES}
+        name = state.get("dtype") if isinstance(state, Mapping) else None
+        if name not in by_name:
+            raise ValueError(f"state of the guard must have one of {', '.join(by_name)} as its dtype, got {name!r}")
+        guard = PrecisionGuard(self.options, by_name[name])
+        guard.load_state_dict(state)
+        return guard
 
     def _run(
         self,

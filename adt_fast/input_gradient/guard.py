@@ -4,11 +4,13 @@ are not good enough."""
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._state_checks import check_keys
 from .options import EngineOptions
 
 
@@ -78,9 +80,25 @@ class PrecisionGuard:
             self._warned = True
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs in order to take the same decisions: plain values."""
-        return {"minibatches": self.minibatches, "allowed": self.allowed, "final": self._final}
+        """What a resumed run needs in order to take and to tell the same decisions: plain values."""
+        return {
+            "dtype": self.name,
+            "minibatches": self.minibatches,
+            "allowed": self.allowed,
+            "final": self._final,
+            "off_because": self.off_because,
+            "history": [list(agreement) for agreement in self.history],
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`. A fall back warns again, once, for another process may not have heard of it.
+
+        Raises:
+            ValueError: if it is no such state, or of another type; nothing is changed then.
+        """
+        check_keys("state of the guard", state, self.state_dict())
+        if state["dtype"] != self.name:
+            raise ValueError(f"state of the guard must be of {self.name}, got {state['dtype']!r}")
+        self.history = [Agreement(*agreement) for agreement in state["history"]]
         self.minibatches, self.allowed, self._final = int(state["minibatches"]), state["allowed"], state["final"]
+        self.off_because = state["off_because"]

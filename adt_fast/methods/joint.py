@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .._checks import check_finite
+from .._optimizer_state import load_optimizer_state
+from .._state_checks import check_keys, check_network_state, check_optimizer_state
 from ..attacks import AmortizedAttack
 from ..checkpoint import load_checkpoint, pack_state, save_checkpoint, unpack_state
 
@@ -82,17 +84,22 @@ class JointTraining:
         """Restores what :meth:`state_dict` gave.
 
         Raises:
-            ValueError: if it is of other networks, or a network's weights have other names or shapes; nothing is
-                changed then.
+            ValueError: see :meth:`check_state_dict`; nothing is changed then.
         """
+        self.check_state_dict(state)
+        for name, network in self.networks.items():
+            network.load_state_dict(state[name]["network"])
+            load_optimizer_state(self.optimizers[name], state[name]["optimizer"])
+
+    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError if it is of other networks, or a network's tensors have other names, shapes or dtypes."""
         if not isinstance(state, Mapping) or set(state) != set(self.networks):
             given = sorted(state) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(f"state must be of the networks {sorted(self.networks)}, got {given}")
-        for name in self.networks:
-            self._check_state(name, state[name])
         for name, network in self.networks.items():
-            network.load_state_dict(state[name]["network"])
-            self.optimizers[name].load_state_dict(state[name]["optimizer"])
+            check_keys(f"state of the {name}", state[name], ("network", "optimizer"))
+            check_network_state(name, network.state_dict(), state[name]["network"])
+            check_optimizer_state(name, self.optimizers[name], state[name]["optimizer"])
 
     def broadcast(self, group: dist.ProcessGroup | None = None) -> None:
         """Every process gets the weights and statistics of the group's first one."""
@@ -111,17 +118,6 @@ class JointTraining:
         for grad, mean in zip(grads, together.split([grad.numel() for grad in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
 
-    def _check_state(self, name: str, state: Mapping[str, Any]) -> None:
-        """Raises ValueError where the state is not of this network and its optimizer."""
-        if not isinstance(state, Mapping) or set(state) != {"network", "optimizer"}:
-            raise ValueError(f"state of the {name} must have the keys 'network' and 'optimizer'")
-        mine, theirs = _shapes(self.networks[name].state_dict()), _shapes(state["network"])
-        if differing := sorted({key for key, _ in mine ^ theirs}):
-            raise ValueError(f"state must be of a {name} like this one, but {len(differing)} of its tensors differ in "
-                             f"name or shape, the first is {differing[0]!r}")
-        if _group_sizes(self.optimizers[name].state_dict()) != _group_sizes(state["optimizer"]):
-            raise ValueError(f"state of the {name}'s optimizer must be of as many parameters as this one has")
-
     def save(self, path: str | os.PathLike[str], metadata: dict[str, Any]) -> None:
         """Writes the state and any plain metadata to a file, see :func:`adt_fast.checkpoint.save_checkpoint`."""
         tensors, structure = pack_state(self.state_dict())
@@ -139,15 +135,3 @@ class JointTraining:
             raise ValueError(f"{path} is a checkpoint, but not of jointly trained networks")
         self.load_state_dict(unpack_state(tensors, metadata["joint_training"]))
         return metadata["extra"]
-
-
-def _group_sizes(state: Mapping[str, Any]) -> list[int] | None:
-    """How many parameters each group of an optimizer's state has; None for what is no such state."""
-    try:
-        return [len(group["params"]) for group in state["param_groups"]]
-    except (KeyError, TypeError):
-        return None
-
-
-def _shapes(state: Mapping[str, Tensor]) -> set[tuple[str, torch.Size]]:
-    return {(name, tensor.shape) for name, tensor in state.items()}
