@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Mapping, Sized
+from itertools import islice
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,45 +18,22 @@ from tqdm import tqdm
 
 from ._batch_check import BatchCheck
 from ._checks import check_choice, check_int
+from ._optimizer_state import load_optimizer_state
+from ._random_state import random_state, restore_random_state
+from ._trainer_state import check_trainer_state, trainer_state
 from .attacks import ExpRecipe
 from .attacks.recipes import RecipeName
 from .data import BatchLoader
 from .data.prefetch import prefetched
+from .fit_progress import EpochResult, FitProgress, FitSettings, StepResult
 from .input_gradient import EngineOptions
 from .methods import Method, OuterResult, create_method
-from .model_state import ModelMode, check_mode, check_model, device_of, model_mode
+from .model_state import ModelMode, check_mode, check_model, device_of, model_mode, unwrap
 from .noise import NoiseStream
 
+__all__ = ["ADTExpTrainer", "EpochResult", "OuterPrecision", "StepResult", "Trainer"]
+
 OuterPrecision = Literal["auto", "fp32", "bf16"]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a training step on one minibatch saw."""
-
-    loss: float
-    """The training loss, before the step."""
-    penalty: float
-    """What jointly trained networks lower besides, before the step; 0 where there are none."""
-    accuracy: float
-    """Share of the images trained on, the adversarial ones, that were classified right, before the step."""
-    images: int
-    """Images in the minibatch."""
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """Means over an epoch, weighted by the images of each minibatch."""
-
-    epoch: int
-    """Counted from 1."""
-    loss: float
-    penalty: float
-    accuracy: float
-    images: int
-    seconds: float
-    learning_rate: float
-    """Of the optimizer's first parameter group, at the end of the epoch."""
 
 
 class Trainer:
@@ -99,6 +77,11 @@ class Trainer:
         self.outer_mode: ModelMode = outer_mode
         self.outer_precision: OuterPrecision = outer_precision
         self._check_batch = BatchCheck(model)
+        self._progress: FitProgress | None = None
+        """Of the fit under way, or of the one that a loaded state is to go on with."""
+        self._scheduler: LRScheduler | None = None
+        self._to_restore: dict[str, Any] | None = None
+        """What of a loaded state waits for the fit that goes on."""
         if method.joint is not None and isinstance(model, DistributedDataParallel):
             method.joint.broadcast(model.process_group)
 
@@ -147,9 +130,16 @@ class Trainer:
         scheduler: LRScheduler | None = None,
         schedule_every: Literal["epoch", "step"] = "epoch",
         callbacks: Iterable[Callable[[EpochResult], None]] = (),
+        between_steps: Callable[[], None] | None = None,
         progress: bool | None = None,
     ) -> list[EpochResult]:
-        """Trains for a number of epochs.
+        """Trains for a number of epochs, or goes on with a fit whose state was loaded.
+
+        To go on, it is called as it was: with as many epochs, a new scheduler of the same kind, which gets its state
+        back, and a loader that gives the same minibatches. A :class:`adt_fast.data.BatchLoader` begins within its epoch
+        without computing what was done; other loaders are iterated past it, after PyTorch's global generators have been
+        put back to where they were when the epoch began, so that a ``DataLoader`` shuffles as it did. What a loader
+        keeps elsewhere, such as the epoch of a ``DistributedSampler`` or NumPy's generator, is the caller's to restore.
 
         Args:
             loader: gives (images, labels) as :meth:`step` takes them; iterated once per epoch. Minibatches from host
@@ -158,57 +148,154 @@ class Trainer:
             scheduler: of the learning rate; its ``step()`` is called once per epoch or per minibatch, as
                 ``schedule_every`` says.
             callbacks: each is called after every epoch.
+            between_steps: called between the minibatches of an epoch. There, and in callbacks, :meth:`state_dict` tells
+                all that it takes to go on.
             progress: show a progress bar. Default: where stderr is a terminal.
 
         Returns:
-            One result per epoch.
+            One result per epoch, those before a stop included.
 
         Raises:
-            ValueError: if an argument is bad, or the loader is empty.
+            ValueError: if an argument is bad, differs from that of the fit to go on with, or the loader is empty.
             TypeError, FloatingPointError: see :meth:`step`.
         """
         check_int("epochs", epochs, 1, 2**31)
         check_choice("schedule_every", schedule_every, ("epoch", "step"))
         callbacks = list(callbacks)
-        results = []
         batches = len(loader) if isinstance(loader, Sized) else None
+        kind = None if scheduler is None else type(scheduler).__name__
+        state = self._begin(FitSettings(epochs, schedule_every, kind, type(loader).__name__, batches), scheduler)
         total = None if batches is None else batches * epochs
-        with tqdm(total=total, unit="batch", disable=None if progress is None else not progress) as bar:
-            for epoch in range(1, epochs + 1):
-                bar.set_description(f"epoch {epoch}/{epochs}")
-                result = self._epoch(epoch, loader, scheduler if schedule_every == "step" else None, bar)
-                if scheduler is not None and schedule_every == "epoch":
-                    scheduler.step()
-                results.append(result)
-                for callback in callbacks:
-                    callback(result)
-        return results
+        disable = None if progress is None else not progress
+        try:
+            with tqdm(total=total, initial=state.batches_done or 0, unit="batch", disable=disable) as bar:
+                while state.epoch <= epochs:
+                    bar.set_description(f"epoch {state.epoch}/{epochs}")
+                    self._epoch(state, loader, scheduler if schedule_every == "step" else None, between_steps, bar)
+                    result = state.sums.result(state.epoch, float(self.optimizer.param_groups[0]["lr"]))
+                    if scheduler is not None and schedule_every == "epoch":
+                        scheduler.step()
+                    state.end_epoch(result, _epoch_of(loader))
+                    for callback in callbacks:
+                        callback(result)
+        finally:
+            self._progress = self._scheduler = self._to_restore = None
+        return state.results
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training goes on from: tensors, and plain values, nested.
+
+        The weights and statistics of the model without wrappers, the optimizer's state, jointly trained networks with
+        theirs, the maximizer's noise and the decisions of its precision guard; and during :meth:`fit` where that
+        stands. A state taken between two minibatches or epochs, saved as
+        ``save_checkpoint(path, *pack_state(...))`` has it, goes on bit for bit on a CPU with as many threads. Tensors
+        are the trainer's own, which further steps change: save or copy them first.
+        """
+        return trainer_state(self, self._fit_state())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave, into a trainer that was made with the same settings.
+
+        The next :meth:`fit` goes on with the one that the state was taken in, if any. For a new fit from that state,
+        set its ``"fit"`` to None.
+
+        Raises:
+            TypeError, ValueError: if it is of another model, optimizer or method, or no such state; the message names
+                what differs, and nothing is changed then.
+        """
+        check_trainer_state(self, state)
+        if self.method.maximizer is not None:
+            # First, for the engine looks at its state itself before it changes anything.
+            self.method.maximizer.input_gradient.load_state_dict(state["maximizer"]["engine"])
+            self.method.maximizer.noise.load_state_dict(state["maximizer"]["noise"])
+        unwrap(self.model).load_state_dict(state["model"])
+        load_optimizer_state(self.optimizer, state["optimizer"]["state"])
+        if self.method.joint is not None:
+            self.method.joint.load_state_dict(state["joint"])
+        self._progress = self._to_restore = None
+        if state["fit"] is not None:
+            self._progress = FitProgress.from_state(state["fit"]["progress"])
+            groups = [{name: value for name, value in group.items() if name != "params"}
+                      for group in self.optimizer.param_groups]
+            self._to_restore = copy.deepcopy(
+                {"scheduler": state["fit"]["scheduler"], "random": state["fit"]["random"], "groups": groups}
+            )
+
+    def _fit_state(self) -> dict[str, Any] | None:
+        if self._progress is None:
+            return None
+        if self._to_restore is not None:  # loaded, and not gone on with yet
+            scheduler, random = self._to_restore["scheduler"], self._to_restore["random"]
+        else:
+            scheduler = None if self._scheduler is None else self._scheduler.state_dict()
+            random = random_state(device_of(self.model))
+        return {"progress": self._progress.state_dict(), "scheduler": scheduler, "random": random}
+
+    def _begin(self, settings: FitSettings, scheduler: LRScheduler | None) -> FitProgress:
+        """The progress of a new fit, or of the one to go on with, whose scheduler and learning rates are put back."""
+        restored = self._to_restore
+        if restored is None:
+            self._progress = FitProgress(settings)
+        else:
+            self._progress.settings.check_same(settings)
+            if scheduler is not None:
+                scheduler.load_state_dict(restored["scheduler"])
+            for group, saved in zip(self.optimizer.param_groups, restored["groups"], strict=True):
+                group.update(saved)  # a new scheduler has set them to those of the first step
+        self._scheduler = scheduler
+        return self._progress
 
     def _epoch(
-        self, epoch: int, loader: Iterable[tuple[Tensor, Tensor]], scheduler: LRScheduler | None, bar: tqdm
-    ) -> EpochResult:
-        start = time.perf_counter()
-        loss = penalty = accuracy = 0.0
-        count = 0
-        for images, labels in self._prefetched(loader):
-            result = self.step(images, labels)
-            loss += result.loss * result.images
-            penalty += result.penalty * result.images
-            accuracy += result.accuracy * result.images
-            count += result.images
+        self,
+        state: FitProgress,
+        loader: Iterable[tuple[Tensor, Tensor]],
+        scheduler: LRScheduler | None,
+        between_steps: Callable[[], None] | None,
+        bar: tqdm,
+    ) -> None:
+        """The minibatches of the epoch under way that are not done yet."""
+        sums, done = state.sums, state.sums.batches
+        start = time.perf_counter() - sums.seconds
+        random = self._enter_epoch(state, loader)
+        for images, labels in self._batches(loader, done):
+            if random is not None:  # only now, for the loader may have drawn from the generators to come here
+                restore_random_state(random, device_of(self.model))
+                random = None
+            if sums.batches > done and between_steps is not None:
+                between_steps()
+            sums.add(self.step(images, labels))
+            sums.seconds = time.perf_counter() - start
             if scheduler is not None:
                 scheduler.step()
-            bar.set_postfix_str(f"loss {loss / count:.3f}, accuracy {accuracy / count:.1%}", refresh=False)
+            averages = f"loss {sums.loss / sums.images:.3f}, accuracy {sums.accuracy / sums.images:.1%}"
+            bar.set_postfix_str(averages, refresh=False)
             bar.update()
-        if count == 0:
-            raise ValueError("loader must give at least one batch, it is empty")
-        seconds = time.perf_counter() - start
-        learning_rate = float(self.optimizer.param_groups[0]["lr"])
-        return EpochResult(epoch, loss / count, penalty / count, accuracy / count, count, seconds, learning_rate)
+        if sums.batches == done:
+            raise ValueError("loader must give at least one batch, it is empty" if done == 0 else
+                             f"loader must give more than the {done} batches of this epoch that are done")
 
-    def _prefetched(self, loader: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
-        device = device_of(self.model)
-        return loader if device is None or isinstance(loader, BatchLoader) else prefetched(loader, device)
+    def _enter_epoch(self, state: FitProgress, loader: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor] | None:
+        """Notes where loader and generators stand, or puts them back there.
+
+        Gives the state that the generators are to have before the next step, where that is another one.
+        """
+        device, restored = device_of(self.model), self._to_restore
+        self._to_restore = None
+        if restored is not None:
+            restore_random_state(state.random_at_start or restored["random"], device)
+            if isinstance(loader, BatchLoader):
+                loader.epoch = state.loader_epoch
+        if not state.random_at_start:
+            state.random_at_start = random_state(device)
+            state.loader_epoch = _epoch_of(loader)
+        return None if restored is None or state.sums.batches == 0 else restored["random"]
+
+    def _batches(self, loader: Iterable[tuple[Tensor, Tensor]], done: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """The minibatches of an epoch that are not done yet."""
+        if isinstance(loader, BatchLoader):
+            return loader.from_batch(done)
+        device, rest = device_of(self.model), islice(loader, done, None)
+        return rest if device is None else prefetched(rest, device)
 
     def _outer_autocast(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, torch.bfloat16, enabled=self._outer_is_half(images))
@@ -228,6 +315,11 @@ class Trainer:
         if device is None or not isinstance(images, Tensor) or not isinstance(labels, Tensor):
             return images, labels
         return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _epoch_of(loader: Iterable[tuple[Tensor, Tensor]]) -> int | None:
+    """What a BatchLoader draws next; None for other loaders."""
+    return loader.epoch if isinstance(loader, BatchLoader) else None
 
 
 def _measured(outer: OuterResult, penalty: Tensor | None) -> tuple[float, float, float]:
@@ -277,7 +369,7 @@ class ADTExpTrainer(Trainer):
     ) -> None:
         check_model(model)
         self.noise = NoiseStream(seed, device_of(model) or "cpu")
-        """What the distributions are sampled with; save and restore it by its ``state_dict``."""
+        """What the distributions are sampled with; a part of the trainer's state."""
         method = create_method(
             "adt-exp",
             model,

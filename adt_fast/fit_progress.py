@@ -1,0 +1,150 @@
+"""How far a training loop has come, and what its epochs' results are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from torch import Tensor
+
+from ._checks import check_int
+from ._state_checks import check_keys
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a training step on one minibatch saw."""
+
+    loss: float
+    """The training loss, before the step."""
+    penalty: float
+    """What jointly trained networks lower besides, before the step; 0 where there are none."""
+    accuracy: float
+    """Share of the images trained on, the adversarial ones, that were classified right, before the step."""
+    images: int
+    """Images in the minibatch."""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Means over an epoch, weighted by the images of each minibatch."""
+
+    epoch: int
+    """Counted from 1."""
+    loss: float
+    penalty: float
+    accuracy: float
+    images: int
+    seconds: float
+    """Of its minibatches; those of an epoch that was stopped and resumed add up."""
+    learning_rate: float
+    """Of the optimizer's first parameter group, at the end of the epoch."""
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What a fit that is resumed has to be called with again."""
+
+    epochs: int
+    schedule_every: str
+    scheduler: str | None
+    """The name of its class."""
+    loader: str
+    """The name of its class."""
+    batches: int | None
+    """The loader's length; None for one that has none."""
+
+    def check_same(self, others: FitSettings) -> None:
+        """Raises ValueError that names the first setting which the others have otherwise."""
+        for one in fields(self):
+            mine, theirs = getattr(self, one.name), getattr(others, one.name)
+            if mine != theirs:
+                raise ValueError(f"{one.name} must be {mine!r}, as in the fit that is to go on, got {theirs!r}. For a "
+                                 "new fit, load the state with its 'fit' set to None")
+
+
+@dataclass
+class EpochSums:
+    """Of the minibatches of an epoch so far, each weighted by its images."""
+
+    batches: int = 0
+    images: int = 0
+    loss: float = 0.0
+    penalty: float = 0.0
+    accuracy: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, result: StepResult) -> None:
+        self.batches += 1
+        self.images += result.images
+        self.loss += result.loss * result.images
+        self.penalty += result.penalty * result.images
+        self.accuracy += result.accuracy * result.images
+
+    def result(self, epoch: int, learning_rate: float) -> EpochResult:
+        count = self.images
+        means = self.loss / count, self.penalty / count, self.accuracy / count
+        return EpochResult(epoch, *means, count, self.seconds, learning_rate)
+
+
+@dataclass
+class FitProgress:
+    """Where a fit stands, between two minibatches or two epochs."""
+
+    settings: FitSettings
+    results: list[EpochResult] = field(default_factory=list)
+    """Of the epochs that are done."""
+    sums: EpochSums = field(default_factory=EpochSums)
+    """Of the epoch under way."""
+    loader_epoch: int | None = None
+    """What a BatchLoader draws in it."""
+    random_at_start: dict[str, Tensor] = field(default_factory=dict)
+    """The global generators when it began, of which a loader may have made its order; empty before."""
+
+    @property
+    def epoch(self) -> int:
+        """The one under way, from 1."""
+        return len(self.results) + 1
+
+    @property
+    def batches_done(self) -> int | None:
+        """Minibatches of all epochs; None where the loader does not tell its length."""
+        batches = self.settings.batches
+        return None if batches is None else len(self.results) * batches + self.sums.batches
+
+    def end_epoch(self, result: EpochResult, loader_epoch: int | None) -> None:
+        """From here on the next epoch is under way."""
+        self.results.append(result)
+        self.sums, self.loader_epoch, self.random_at_start = EpochSums(), loader_epoch, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+        return {
+            "settings": asdict(self.settings),
+            "results": [asdict(result) for result in self.results],
+            "sums": asdict(self.sums),
+            "loader_epoch": self.loader_epoch,
+            "random_at_start": dict(self.random_at_start),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> FitProgress:
+        """What :meth:`state_dict` gave.
+
+        Raises:
+            ValueError, TypeError: if it is something else.
+        """
+        check_keys("state of the fit", state, [one.name for one in fields(cls)])
+        check_keys("settings of the fit", state["settings"], [one.name for one in fields(FitSettings)])
+        check_keys("sums of the fit", state["sums"], [one.name for one in fields(EpochSums)])
+        for result in state["results"]:
+            check_keys("a result of the fit", result, [one.name for one in fields(EpochResult)])
+        check_int("batches of the fit", state["sums"]["batches"], 0, 2**63)
+        return cls(
+            FitSettings(**state["settings"]),
+            [EpochResult(**result) for result in state["results"]],
+            EpochSums(**state["sums"]),
+            state["loader_epoch"],
+            dict(state["random_at_start"]),
+        )
