@@ -40,7 +40,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -52,7 +52,8 @@ def _remove_abandoned(path: Path) -> None:
                 temporary.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Names that files of the folder have taken survive a power cut from here on."""
     if os.name != "posix":  # Windows cannot open a folder, and needs no such call
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -14,6 +15,7 @@ from .commands import COMMANDS, EntropySweep, EpochTime, Train
 from .commands.command import Command, CommandFailed
 from .config_files import ConfigFile, load_config_file
 from .methods import method_names
+from .run_folder import recorded_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words of the command line; default: those of the process.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         command = _parse(arguments, _config_file(arguments))
         command()
@@ -38,13 +40,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _config_file(arguments: Sequence[str]) -> ConfigFile | None:
-    """The file of ``--config``, which gives the other flags their defaults and so is read before them."""
-    following = [*arguments[1:], ""]
-    for word, next_word in zip(arguments, following):
-        if word == "--config" and next_word:
-            return load_config_file(next_word)
-        if word.startswith("--config="):
-            return load_config_file(word.removeprefix("--config="))
+    """The file that gives the other flags their defaults and so is read before them: of ``--config``, or of the run
+    that ``train --resume`` is to go on with."""
+    source = _value_of("--config", arguments)
+    if source is None and arguments[:1] == ["train"] and "--resume" in arguments:
+        output = _value_of("--output", arguments)
+        source = None if output is None else str(recorded_config(Path(output)))
+    return None if source is None else load_config_file(source)
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The word that follows a flag."""
+    for word, next_word in zip(arguments, [*arguments[1:], ""]):
+        if word == flag and next_word:
+            return next_word
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
     return None
 
 

@@ -146,7 +146,7 @@ class TrainConfig(MethodOptions, _Task):
     """auto (the GPU if there is one), cpu, cuda, cuda:1, ..."""
 
     output: Annotated[Path | None, Folder, default_is("runs/DATASET-METHOD-TIME")] = None
-    """Run folder for config, metrics and checkpoint; must be new or empty."""
+    """Run folder for config, metrics and checkpoint; must be new or empty, or the folder of the run to --resume."""
 
     def resolved(self) -> TrainConfig:
         """The same settings with every default filled in that depends on others; ``data_dir`` and ``output`` stay.

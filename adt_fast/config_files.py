@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -75,6 +76,22 @@ def load_config_file(source: str) -> ConfigFile:
     return ConfigFile(source, _load(source, Path(), ()))
 
 
+def check_same_settings(config: TrainConfig, recorded: Mapping[str, Any], source: str) -> None:
+    """Raises ValueError that names the first setting, with both values, in which a config is another than the one of a
+    run. Where the run and its data are found is not compared.
+
+    Args:
+        config: resolved, as far as the settings compared depend on others.
+        recorded: plain values by name, see :meth:`TrainConfig.as_dict`.
+        source: of the recorded ones, for the message.
+    """
+    mine = config.as_dict()
+    for name, value in recorded.items():
+        if name not in (*_NOT_SETTINGS, "data_dir", "download") and mine.get(name) != value:
+            raise ValueError(f"{name} must be {value!r}, as in {source}, for a resumed run keeps its settings; got "
+                             f"{mine.get(name)!r}")
+
+
 def _load(source: str, beside: Path, seen: tuple[str, ...]) -> dict[str, Any]:
     if source in seen:
         raise ValueError(f"{source} extends itself, by way of {' and '.join(seen)}")
@@ -103,10 +120,10 @@ def _read(source: str, beside: Path) -> tuple[str, Path]:
 
 
 def _converted(source: str, name: Any, value: Any) -> Any:
-    known = {field.name for field in fields(TrainConfig)}
-    if name not in known:
-        raise ValueError(f"{source}: {unknown_name_message('setting', str(name), sorted(known))}")
-    kinds = _kinds(get_type_hints(TrainConfig)[name])
+    hints = _type_hints()
+    if name not in hints:
+        raise ValueError(f"{source}: {unknown_name_message('setting', str(name), sorted(hints))}")
+    kinds = _kinds(hints[name])
     for kind in kinds:
         try:
             return _CONVERSIONS[kind](value)
@@ -114,6 +131,12 @@ def _converted(source: str, name: Any, value: Any) -> Any:
             continue
     wanted = " or ".join(_WORDS[kind] for kind in kinds)
     raise ValueError(f"{source}: {name} must be {wanted}, got {value!r}")
+
+
+@cache
+def _type_hints() -> dict[str, Any]:
+    """Of every setting; the help texts in them are put together from all methods, which takes a moment."""
+    return get_type_hints(TrainConfig)
 
 
 def _kinds(hint: Any) -> list[type]:

@@ -13,26 +13,32 @@ import torch
 import yaml
 
 from . import __version__
+from ._atomic_file import atomic_file
 
 CHECKPOINT_NAME = "model.safetensors"
+_CONFIG_NAME = "config.yaml"
 _MAXIMIZER_NAME = "maximizer.safetensors"
 
 
 class RunFolder:
-    """A new run's folder.
+    """A run's folder.
 
     Args:
         path: must not exist yet, or be empty; missing parents are made.
+        resume: the folder of a run is wanted instead, which has its settings in it.
 
     Raises:
-        ValueError: if the path is a file, or a folder with something in it.
+        ValueError: if the path is a file, or a folder with something in it; with ``resume``, if it is no run's folder.
         OSError: if it cannot be made.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
         self.path = Path(path)
-        check_new(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        if resume:
+            recorded_config(self.path)
+        else:
+            check_new(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
 
     @classmethod
     def named_by_time(cls, prefix: str) -> RunFolder:
@@ -51,19 +57,65 @@ class RunFolder:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """config.yaml: the settings, and the versions that ran them. Values are plain."""
-        versions = {"adt_fast": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
-        text = yaml.safe_dump({"config": config, "versions": versions, "started": _now()}, sort_keys=False)
-        (self.path / "config.yaml").write_text(text)
+        text = yaml.safe_dump({"config": config, "versions": versions(), "started": _now()}, sort_keys=False)
+        with atomic_file(self.path / _CONFIG_NAME) as file:
+            file.write(text.encode())
 
     def log(self, **metrics: Any) -> None:
         """Adds a line to metrics.jsonl: a JSON object with the time (UTC, ISO 8601) and the metrics."""
-        with open(self.path / "metrics.jsonl", "a") as file:
+        with open(self._metrics, "a") as file:
             file.write(json.dumps({"time": _now(), **metrics}) + "\n")
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl with ``event=name``; one that a kill cut short is none."""
+        lines = self._metrics.read_bytes().split(b"\n")[:-1] if self._metrics.exists() else []
+        return [line for line in map(json.loads, lines) if line["event"] == name]
+
+    def sync_metrics(self) -> int:
+        """The length of metrics.jsonl in bytes, all of which are on the disk now."""
+        with open(self._metrics, "a") as file:
+            os.fsync(file.fileno())
+            return os.path.getsize(self._metrics)
+
+    def cut_metrics(self, length: int | None = None) -> None:
+        """Drops what came after so many bytes of metrics.jsonl; by default, a last line that a kill cut short.
+
+        Raises:
+            ValueError: if it has fewer.
+        """
+        content = self._metrics.read_bytes() if self._metrics.exists() else b""
+        length = content.rfind(b"\n") + 1 if length is None else length
+        if len(content) < length:
+            raise ValueError(f"{self._metrics} must have at least the {length} bytes that it had when the run was "
+                             f"saved, it has {len(content)}")
+        if len(content) > length:
+            os.truncate(self._metrics, length)
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
 
 
 def checkpoint_of(run: Path) -> Path:
     """The checkpoint that a path means: a run folder's own, or the file itself."""
     return run / CHECKPOINT_NAME if run.is_dir() else run
+
+
+def recorded_config(run: Path) -> Path:
+    """The file with a run's settings.
+
+    Raises:
+        ValueError: if the path is no folder of a run.
+    """
+    if not (path := run / _CONFIG_NAME).is_file():
+        raise ValueError(f"output must be the folder of a run to resume it, but {run} has no {_CONFIG_NAME}; without "
+                         "--resume a new run begins")
+    return path
+
+
+def versions() -> dict[str, str]:
+    """What runs here."""
+    return {"adt_fast": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def name_by_time(prefix: str) -> Path:
