@@ -76,7 +76,7 @@ def test_a_model_that_is_sure_still_teaches(model, device):
         model.fc.bias.add_(torch.tensor([32.0, 0.0, 0.0, 0.0], device=device))
     attack, twin = made(l2l, model), made(l2l, model)
     x_adv = (images + EPSILON * twin.generator.train()(twin.generator_inputs(images, labels)).tanh()).clamp(0, 1)
-    expected = float(F.cross_entropy(copy.deepcopy(model).double().eval()(x_adv.double()), labels))
+    expected = F.cross_entropy(copy.deepcopy(model).double().eval()(x_adv.double()), labels).item()
     (found,) = fit_generator(attack, [(images, labels)])
     assert 0 < expected < 1e-7 and found == pytest.approx(expected, rel=1e-3)
 
