@@ -1,16 +1,16 @@
 """The commands of the analyses on the digits, with small limits: what they print and leave, and what bad flags get."""
 
-import builtins
 import json
 import shutil
 
 import pytest
-import torch
 import torch.nn.functional as F
 
 from adt_fast import cli
 from adt_fast.checkpoint import load_model
 from adt_fast.data import load_dataset
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DATA = ["data.csv", "data.json"]
 FILES = [*DATA, "figure.pdf", "figure.png"]
@@ -25,14 +25,6 @@ def trained(tmp_path_factory):
         flags = ["--train-limit", "900", "--test-limit", "20", "--epochs", "4", *CPU]
         assert cli.main(["train", "--method", method, "--output", str(folder / method), *flags]) == 0
     return folder
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -128,15 +120,7 @@ def test_without_an_output_a_folder_is_named_by_time(name, in_its_folder, capsys
     assert folder.name.startswith(f"{name}-20") and f"saved to runs/{folder.name}" in capsys.readouterr().out
 
 
-def test_without_matplotlib(in_its_folder, capsys, monkeypatch):
-    find = builtins.__import__
-
-    def import_(name, *arguments, **options):
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError(f"No module named {name!r}")
-        return find(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", import_)
+def test_without_matplotlib(in_its_folder, capsys, no_matplotlib):
     assert cli.main([*COMMANDS["curvature"], "--output", "out"]) == 0
     assert "saved to out: data.json, data.csv\nfigures need matplotlib" in capsys.readouterr().out
     assert sorted(path.name for path in (in_its_folder / "out").iterdir()) == DATA

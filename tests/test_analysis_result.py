@@ -1,6 +1,5 @@
 """The files of a result: whole, the same each time, and without matplotlib the data alone."""
 
-import builtins
 import json
 from dataclasses import dataclass
 
@@ -27,18 +26,6 @@ class Example(AnalysisResult):
 @pytest.fixture
 def result():
     return Example(torch.tensor([0.1, 1e-9], dtype=torch.float64))
-
-
-@pytest.fixture
-def no_matplotlib(monkeypatch):
-    find = builtins.__import__
-
-    def import_(name, *arguments, **options):
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError(f"No module named {name!r}")
-        return find(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", import_)
 
 
 def test_data(result, tmp_path):

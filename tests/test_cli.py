@@ -18,20 +18,9 @@ from adt_fast.method_options import METHOD_OPTIONS
 from adt_fast.methods import method_names, method_spec
 from adt_fast.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
+
 SMALL = ["--train-limit", "96", "--test-limit", "40", "--epochs", "2", "--device", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def train(*flags):

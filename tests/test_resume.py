@@ -33,6 +33,8 @@ from adt_fast.methods import create_method
 from adt_fast.run_checkpoint import RunCheckpoint
 from adt_fast.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
+
 # 3 minibatches, the last one smaller, in each of 2 epochs; a network with batch norm, whose weights are channels_last.
 SETTINGS = {
     "model": "wrn-10-1", "train_limit": 40, "batch_size": 16, "test_limit": 8, "epochs": 2, "device": "cpu", "seed": 4,
@@ -48,20 +50,6 @@ METHODS = {
 
 class Stopped(Exception):
     pass
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums over several threads would have other bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def run_of(method, output, resume=False, save_every=0.0, **changes):

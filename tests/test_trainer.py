@@ -13,16 +13,9 @@ from adt_fast.input_gradient import EngineOptions
 from adt_fast.methods import CrossEntropy, Method, create_method, method_names, method_spec
 from adt_fast.trainer import ADTExpTrainer, EpochResult, StepResult, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EPSILON, STEPS, SAMPLES, SEED = 0.1, 3, 2, 13
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny tensors gain nothing from threads, which wait for each other where other processes use the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def sgd(model):

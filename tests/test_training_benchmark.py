@@ -42,20 +42,14 @@ from benchmarks.training_contestants import (
 )
 from benchmarks.validation import ValidationError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 native = pytest.mark.skipif(not adt_fast.build_info()["native"], reason="needs the native module")
 
 CPU = torch.device("cpu")
 TINY = ["--device", "cpu", "--model", "small-cnn", "--batch", "4", "--image", "3", "8", "8", "--steps", "2",
         "--samples", "2", "--generator-width", "8", "--repeats", "2", "--training-steps", "2", "--no-compile",
         "--threads", "1"]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

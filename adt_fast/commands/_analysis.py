@@ -80,12 +80,3 @@ def as_batch(data: ImageData, device: torch.device, indices: Sequence[int] | Non
     chosen = torch.arange(len(data)) if indices is None else torch.tensor(indices)
     part = ImageData(data.images[chosen], data.labels[chosen], data.num_classes, data.name, data.mean, data.std)
     return next(iter(BatchLoader(part, len(part), device=device, channels_last=True)))
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligns = [str.ljust, *[str.rjust] * (len(widths) - 1)]
-    return "\n".join(
-        "  ".join(align(cell, width) for align, cell, width in zip(aligns, row, widths)).rstrip() for row in rows
-    )

@@ -8,7 +8,8 @@ from typing import Annotated
 from .._arguments import Integer, Number, argument
 from ..analysis import exp_convergence
 from ..config import TrainedModelsConfig
-from ._analysis import Output, aligned, headline, trained_models
+from ..evaluation.table import aligned
+from ._analysis import Output, headline, trained_models
 from .command import begun
 
 _PRINTED_STEPS = (0, 1, 2, 5, 10, 20, 50, 100)

@@ -13,8 +13,9 @@ from .._arguments import Folder, Integer, argument, default_is
 from ..analysis import epoch_times
 from ..analysis.epoch_time import FIGURE_6_METHODS
 from ..config import TrainConfig
+from ..evaluation.table import aligned
 from ..machine import device_name
-from ._analysis import Output, aligned
+from ._analysis import Output
 from .command import begun
 
 

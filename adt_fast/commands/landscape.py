@@ -12,8 +12,9 @@ from .._checks import check_int
 from ..analysis import loss_landscape
 from ..analysis.landscape import Direction
 from ..config import TrainedModelConfig
+from ..evaluation.table import aligned
 from ..trained_model import TrainedModel
-from ._analysis import Output, aligned, as_batch, check_linf
+from ._analysis import Output, as_batch, check_linf
 from .command import begun
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..analysis import transfer_accuracy, transfer_attacks
 from ..config import TrainedModelsConfig
-from ._analysis import Output, aligned, headline, trained_models
+from ..evaluation.table import aligned
+from ._analysis import Output, headline, trained_models
 from .command import begun
 
 
