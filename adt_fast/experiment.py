@@ -76,7 +76,7 @@ class TrainingRun:
             self.folder = RunFolder.named_by_time(f"runs/{config.dataset}-{config.method}")
         else:
             self.folder = RunFolder(config.output, resume=resume)
-        self._checkpoint = RunCheckpoint(self.folder.path)
+        self._checkpoint = RunCheckpoint(self.folder.path, config.device)
         self._saved_at = time.monotonic()
         if resume:
             self._resume()

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from folders import contents
 from plain_adt import TinyClassifier, tiny_batch
 from safetensors.torch import load_file
 from tqdm import tqdm
@@ -535,12 +536,12 @@ def test_only_damaged_states_are_an_error(stopped, capsys):
     folder, _, _ = stopped
     for name in ("last", "last.previous"):
         damage(folder / f"{name}.safetensors", 20000)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     assert cli.main(["train", "--output", "run", "--resume"]) == 2
     error = capsys.readouterr().err
     assert "there is no whole state to go on from" in error
     assert "last.safetensors is damaged" in error and "last.previous.safetensors is damaged" in error
-    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before == contents(folder)
 
 
 def test_a_file_of_something_else_is_an_error(stopped, capsys):
@@ -570,9 +571,9 @@ def test_metrics_that_are_gone_are_an_error(stopped, capsys):
 
 def test_another_version_is_a_warning(stopped, capsys, monkeypatch):
     folder, whole, _ = stopped
-    monkeypatch.setattr("adt_fast.run_folder.__version__", "9.9")
+    monkeypatch.setattr("adt_fast.machine.__version__", "9.9")
     assert cli.main(["train", "--output", "run", "--resume"]) == 0
-    assert "was saved by adt_fast 0.1.0, and this is 9.9: the run may differ" in capsys.readouterr().err
+    assert "was saved with adt_fast 0.1.0, and this is 9.9: the run may differ" in capsys.readouterr().err
     assert logged(folder)[:-1] == logged(whole)
 
 
@@ -601,11 +602,11 @@ def test_resume_needs_no_other_flags(stopped, capsys):
     output = capsys.readouterr().out
     assert "going on at epoch 2 of 2, minibatch 2 of 3" in output and "epoch 2/2" in output
     assert_same_results(folder, whole)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     assert train("--output=run", "--resume") == 0
     again = capsys.readouterr().out
     assert "going on at the end" in again and again.split("\n\n")[1:] == output.split("\n\n")[1:]
-    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}, "a finished run is left alone"
+    assert before == contents(folder), "a finished run is left alone"
 
 
 def test_the_same_command_resumes(tmp_path):
@@ -634,11 +635,11 @@ def test_the_same_command_resumes(tmp_path):
     ],
 )
 def test_other_settings_are_refused(stopped, flags, message, capsys):
-    before = {path.name: path.read_bytes() for path in stopped[0].iterdir()}
+    before = contents(stopped[0])
     assert train("--output", "run", "--resume", *flags) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
-    assert before == {path.name: path.read_bytes() for path in stopped[0].iterdir()}
+    assert before == contents(stopped[0])
 
 
 def test_where_the_data_are_may_change(stopped):
