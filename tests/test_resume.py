@@ -149,7 +149,7 @@ def test_a_run_that_is_stopped_between_the_log_of_an_epoch_and_its_save(unbroken
     """What was logged after the state that is gone back to is cut off: no epoch stands there twice."""
     method, folder, expected = unbroken
 
-    def report(result):
+    def report(result, validated):
         if result.epoch == epoch:
             raise Stopped
 
@@ -227,14 +227,15 @@ SCHEDULERS = {
 }
 
 
-def trainer_of(seed=0, name="adt-exp", **engine):
+def trainer_of(seed=0, name="adt-exp", ema_decay=0.9, **engine):
     torch.manual_seed(seed)
     model = WithDropout(seed=seed)
     options = {"steps": 2, "samples": 2} if name == "adt-exp" else {"image_shape": (3, 6, 5), "generator_width": 3}
     method = create_method(
         name, model, epsilon=0.1, noise=NoiseStream(seed), engine=EngineOptions(**engine), **options
     )
-    return Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), method)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return Trainer(model, optimizer, method, ema_decay=ema_decay, max_grad_norm=0.5, accumulation_steps=2)
 
 
 def fit(trainer, loader, scheduler, **options):
@@ -356,7 +357,7 @@ def changed(state, value, *path):
 @pytest.mark.parametrize(
     "value, path, message",
     [
-        (..., ["model"], "state must have the keys 'model', 'optimizer', 'joint', 'maximizer' and 'fit'"),
+        (..., ["model"], "state must have the keys 'model', 'average', 'optimizer'"),
         (..., ["model", "norm.running_mean"], "the first is 'norm.running_mean': float32 .6. here, nothing there"),
         (torch.zeros(7), ["model", "norm.running_mean"], "float32 .6. here, float32 .7. there"),
         (torch.zeros(6).double(), ["model", "norm.bias"], "float32 .6. here, float64 .6. there"),
@@ -366,16 +367,20 @@ def changed(state, value, *path):
         ({"state": {}, "param_groups": []}, ["optimizer", "state"], "as many parameters as this one has"),
         (torch.zeros(2), ["optimizer", "state", "state", 0, "momentum_buffer"], "3, 3, 3. in momentum_buffer of"),
         ({}, ["optimizer", "state", "state", 99], "a dict for each of 6 parameters, got dict for 99"),
-        (None, ["joint"], "it has no joint part and this one has one"),
+        (None, ["joint"], "it has no joint part and this trainer has one"),
         (..., ["joint", "encoder"], r"networks \['encoder', 'generator'\], got \['generator'\]"),
         ("PGD", ["maximizer", "kind"], "state must be of a IMPAM as maximizer, got that of a PGD"),
         (None, ["maximizer"], "it has no maximizer part"),
         (2**41, ["maximizer", "noise", "offset"], "offset must be in"),
-        (..., ["maximizer", "engine", "guard"], "state of the engine must have the keys"),
-        (-1, ["maximizer", "engine", "twins_discarded"], "twins_discarded must be in"),
-        ("int8", ["maximizer", "engine", "guard", "dtype"], "must have one of bfloat16, float16 as its dtype"),
-        (..., ["maximizer", "engine", "guard", "history"], "state of the guard must have the keys"),
-        (..., ["fit", "scheduler"], "state of the fit must have the keys 'progress', 'scheduler' and 'random'"),
+        (..., ["processes", 0, "engine", "guard"], "state of the engine must have the keys"),
+        (-1, ["processes", 0, "engine", "twins_discarded"], "twins_discarded must be in"),
+        ("int8", ["processes", 0, "engine", "guard", "dtype"], "must have one of bfloat16, float16 as its dtype"),
+        (..., ["processes", 0, "engine", "guard", "history"], "state of the guard must have the keys"),
+        (..., ["fit", "scheduler"], "state of the fit must have the keys 'progress' and 'scheduler'"),
+        (None, ["average"], "it has no average part and this trainer has one"),
+        (-1, ["average", "steps"], "steps of the average must be in"),
+        (None, ["processes"], "state must be that which the first process saved, .* got NoneType"),
+        (..., ["processes", 0, "random"], "state of a process must have the keys 'engine', 'random'"),
         (..., ["fit", "progress", "sums"], "state of the fit must have the keys 'settings'"),
         (-1, ["fit", "progress", "sums", "batches"], "batches of the fit must be in"),
     ],
@@ -676,11 +681,11 @@ def test_a_signal_saves_after_the_minibatch(number, at, tmp_path, capsys, monkey
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     step, steps = Trainer.step, []
 
-    def interrupted(self, images, labels):
+    def interrupted(self, images, labels, **options):
         steps.append(1)
         if len(steps) == at + 1:
             os.kill(os.getpid(), number)
-        return step(self, images, labels)
+        return step(self, images, labels, **options)
 
     monkeypatch.setattr(Trainer, "step", interrupted)
     assert train(*flags, "--output", "my run") == 130
@@ -693,7 +698,7 @@ def test_a_signal_saves_after_the_minibatch(number, at, tmp_path, capsys, monkey
 
 
 def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
-    def step(self, images, labels):
+    def step(*batch, **options):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("goes on")
