@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .loggers import Logger
 
 CHECKPOINT_NAME = "model.safetensors"
+BEST_NAME = "best.safetensors"
 _CONFIG_NAME = "config.yaml"
 _METRICS_NAME = "metrics.jsonl"
 _MAXIMIZER_NAME = "maximizer.safetensors"
@@ -68,6 +69,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """Where the trained model goes."""
         return self.path / CHECKPOINT_NAME
+
+    @property
+    def best(self) -> Path:
+        """Where the model goes that was best in validation."""
+        return self.path / BEST_NAME
 
     @property
     def maximizer(self) -> Path:

@@ -155,7 +155,7 @@ def test_bad_flags_get_a_message_and_status_2(flags, message, tmp_path, capsys):
 def test_settings_reach_the_trainer(method, precision, outer):
     small = {"train_limit": 32, "test_limit": 8, "device": "cpu", "method": method, "precision": precision}
     trainer = TrainingRun(TrainConfig(model_mode="keep", outer_mode="eval", **small)).trainer
-    assert (trainer.outer_precision, trainer.outer_mode) == (outer, "eval")
+    assert (trainer.options.outer_precision, trainer.options.outer_mode) == (outer, "eval")
     if method != "standard":
         engine = trainer.method.maximizer.input_gradient
         assert (engine.options.precision, engine.model_mode) == (precision, "keep")
@@ -180,7 +180,7 @@ def test_an_output_folder_in_use_is_refused(tmp_path, capsys):
     ],
 )
 def test_a_run_that_ends_early(error, status, message, monkeypatch, tmp_path, capsys):
-    def step(self, images, labels):
+    def step(self, images, labels, **options):
         raise error
 
     monkeypatch.setattr(Trainer, "step", step)

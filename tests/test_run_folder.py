@@ -254,12 +254,12 @@ def train_haltingly(pipe, folder):
     torch.set_num_threads(1)
     step, steps = Trainer.step, []
 
-    def halting(self, images, labels):
+    def halting(self, *batch, **options):
         steps.append(1)
         if len(steps) == 3:
             pipe.send("halted")
             pipe.recv()
-        return step(self, images, labels)
+        return step(self, *batch, **options)
 
     Trainer.step = halting
     os._exit(cli.main(["train", *FLAGS, "--output", str(folder)]))
@@ -271,6 +271,7 @@ def test_a_run_under_way_is_left_alone(context, tmp_path, capsys):
     here, there = context.Pipe()
     process = context.Process(target=train_haltingly, args=(there, folder))
     process.start()
+    there.close()  # so that a process that ends is not waited for
     assert here.recv() == "halted"
     before = contents(folder)
     for flags in (["--resume"], FLAGS, [*FLAGS, "--resume"]):
