@@ -21,6 +21,7 @@ from .model_state import ModelMode, device_of, model_mode, unwrap
 from .processes import Processes
 
 OuterPrecision = Literal["auto", "fp32", "bf16"]
+"""Of the training pass, see :class:`adt_fast.trainer.Trainer`."""
 
 
 class StepOptions(NamedTuple):

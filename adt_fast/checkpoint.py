@@ -26,6 +26,7 @@ from .checkpoint_layouts import UnknownCheckpoint, from_foreign, is_torch_file, 
 from .models import create_model
 
 FORMAT_VERSION = 1
+"""Of the files written; newer ones are refused."""
 
 _ENTRY = "adt_fast"
 _DTYPES = {
@@ -192,7 +193,10 @@ def load_model(
 def read_model(
     path: str | os.PathLike[str], model_name: str | None, options: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, Any], bool]:
-    """What `load_model` gives, and whether the file is of others. options: those of `from_foreign`."""
+    """What `load_model` gives for the same `path` and `model_name`, and whether the file is of others.
+
+    options: those of `from_foreign`.
+    """
     path = Path(path)
     content = path.read_bytes()
     is_foreign = _is_foreign(content)

@@ -30,7 +30,7 @@ class _Task:
     # None stands for a default that depends on the other settings; resolved() fills it in.
 
     method: Annotated[str, tyro.conf.arg(metavar="|".join(method_names()))] = "adt-exp"
-    """How to train."""
+    """Training method; `adt-fast methods` describes them."""
 
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(dataset_names()))] = "digits"
     """Images to train on; the digits come with scikit-learn."""
@@ -65,28 +65,30 @@ class TrainConfig(LoopOptions, DataOptions, MethodOptions, _Task):
     """Train a classifier, and report its natural and PGD-20 accuracy."""
 
     model_mode: ModelMode = "eval"
-    """Of the network while images are perturbed; the paper does not say, its code has eval."""
+    """Mode of the network while images are perturbed; keep is each module's own. The paper does not say, its code has
+    eval."""
 
     outer_mode: ModelMode = "train"
-    """Of the network in the pass that trains."""
+    """Mode of the network in the pass that trains."""
 
     learning_rate: Annotated[float | None, Number, by_dataset("learning_rate")] = None
     """Highest learning rate of SGD. On the digits, methods on the TRADES loss, which is several times as steep, have
     0.1."""
 
     momentum: Annotated[float, Number] = 0.9
-    """Of SGD."""
+    """Momentum of SGD, >= 0."""
 
     weight_decay: Annotated[float, Number] = 2e-4
-    """Of SGD."""
+    """Weight decay of SGD, >= 0: so many times half the squared length of the weights is added to the loss."""
 
     schedule: ScheduleName = "one-cycle"
-    """Of the learning rate: one-cycle (up, then down to 0), cosine, step (the paper's: a tenth of it for the last
-    2 epochs of 76), or constant."""
+    """Course of the learning rate: one-cycle (up, then down to 0), cosine, step (the paper's: a tenth of it for the
+    last 2 epochs of 76), or constant."""
 
     precision: Precision = "auto"
-    """Of the network while images are perturbed: fp32; tf32 (CUDA); bf16 or fp16, watched and given up where they are
-    not close enough to fp32; auto, 16 bits where the device is fast at them. The training pass then runs in bf16."""
+    """Arithmetic of the network while images are perturbed: fp32; tf32 (CUDA); bf16 or fp16, watched and given up where
+    they are not close enough to fp32; auto, 16 bits where the device is fast at them. The training pass then runs in
+    bf16."""
 
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Compile the network that is attacked, which takes a minute."""
@@ -98,10 +100,10 @@ class TrainConfig(LoopOptions, DataOptions, MethodOptions, _Task):
     """At most so many images at once through the network that is attacked."""
 
     seed: Annotated[int, Integer] = 0
-    """Of the initial weights, the order of the images, their augmentation, and the noise; >= 0."""
+    """Seed of the initial weights, the order of the images, their augmentation, and the noise; >= 0."""
 
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """auto (the GPU if there is one), cpu, cuda, cuda:1, ..."""
+    """Where to compute: auto (the GPU if there is one), cpu, cuda, cuda:1, ..."""
 
     output: Annotated[Path | None, Folder, default_is("runs/DATASET-METHOD-TIME")] = None
     """Run folder for config, metrics and checkpoint; must be new or empty, or the folder of the run to --resume."""
@@ -187,16 +189,16 @@ class _Test:
     """Radius of the L-infinity ball, in units where images are in [0, 1]; fractions such as 8/255 will do."""
 
     norm: Annotated[str | None, argument(str, "linf|l2"), default_is("the one it was trained with, or linf")] = None
-    """Of the ball."""
+    """Norm of the ball; in l2, --epsilon is a Euclidean length."""
 
     batch_size: Annotated[int, Integer] = 256
     """Images that are attacked at once."""
 
     seed: Annotated[int, Integer] = 0
-    """Of the random numbers; >= 0."""
+    """Seed of the random numbers, >= 0."""
 
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """auto (the GPU if there is one), cpu, cuda, cuda:1, ..."""
+    """Where to compute: auto (the GPU if there is one), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,6 @@ class TrainedModelsConfig(_Test):
 
 
 def check_known(kind: str, name: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError with the nearest known name, where the name is unknown."""
+    """Raises ValueError with the nearest known name, where the name is unknown; ``kind`` says of what it is one."""
     if name not in known:
         raise ValueError(unknown_name_message(kind, name, known))

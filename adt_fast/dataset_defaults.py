@@ -13,7 +13,8 @@ from .method_options import grouped
 
 @dataclass(frozen=True)
 class DatasetDefaults:
-    """What a run on a data set takes where it is not told otherwise."""
+    """What a run on a data set takes where it is not told otherwise: settings of
+    :class:`adt_fast.config.TrainConfig`."""
 
     model: str
     epochs: int
@@ -24,7 +25,8 @@ class DatasetDefaults:
     flip: bool
     generator_width: int = 256  # of the methods that train a generator; both are the paper's
     generator_learning_rate: float = 2e-4
-    trades_learning_rate: float | None = None  # instead of learning_rate, for the methods on the TRADES loss
+    trades_learning_rate: float | None = None
+    """Instead of ``learning_rate``, for the methods on the TRADES loss."""
 
 
 _CIFAR = DatasetDefaults("preactresnet-18", 30, 64, 8 / 255, 0.1, crop_padding=4, flip=True)
@@ -42,12 +44,13 @@ network and its 76 epochs are for the asking."""
 
 
 def by_dataset(name: str) -> Any:
-    """The default of each data set, those of the same grouped."""
+    """What help texts say of the default of the setting ``name``: that of each data set, those of the same grouped."""
     return default_is(grouped({dataset: getattr(values, name) for dataset, values in DATASET_DEFAULTS.items()}))
 
 
 def default_test_limit(dataset: str, device: torch.device) -> int | None:
-    """How many test images are taken where nobody says: all (None) but on a CPU, where PGD-20 takes its time."""
+    """How many test images are taken where nobody says: all (None); fewer where the device is a CPU and the dataset not
+    the digits, for PGD-20 takes its time there."""
     return None if dataset == "digits" or device.type != "cpu" else _CPU_TEST_LIMIT
 
 

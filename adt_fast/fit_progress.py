@@ -33,11 +33,13 @@ class EpochResult:
     epoch: int
     """Counted from 1."""
     loss: float
+    """As in :class:`StepResult`, and so are ``penalty`` and ``accuracy``."""
     penalty: float
     accuracy: float
     clean_accuracy: float | None
     """Of the minibatches in which it was measured; None where it was in none."""
     images: int
+    """Images in the epoch."""
     seconds: float
     """Of its minibatches; those of an epoch that was stopped and resumed add up."""
     learning_rate: float

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import ops
 
 Norm = Literal["linf", "l2"]
+"""Of the ball around an image: the largest change of an element, or the Euclidean length of all changes."""
 
 
 def l2_start(

@@ -49,7 +49,7 @@ class Evaluate(TrainedModelConfig):
     """Model on which the images of transfer- attacks are made."""
 
     precision: Precision = "fp32"
-    """Of the model while it is attacked. In 16 bits a rounding error could pass for robustness."""
+    """Arithmetic of the model while it is attacked. In 16 bits a rounding error could pass for robustness."""
 
     examples: int = 8
     """How many images the report shows with their perturbations."""
