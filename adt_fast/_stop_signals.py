@@ -11,11 +11,11 @@ from typing import Any
 
 
 @contextmanager
-def postponed_stop() -> Iterator[Callable[[], bool]]:
+def postponed_stop(quiet: bool = False) -> Iterator[Callable[[], bool]]:
     """Inside, the first of these signals interrupts nothing: the function given tells whether it has come.
 
     The second one acts as ever. So do all of them in other threads than the main one, where Python takes no handlers;
-    signals that are ignored stay so.
+    signals that are ignored stay so. With ``quiet`` nothing is said, which is for all processes of a run but one.
     """
     came = False
     replaced: dict[signal.Signals, Any] = {}
@@ -28,7 +28,8 @@ def postponed_stop() -> Iterator[Callable[[], bool]]:
         nonlocal came
         came = True
         put_back()
-        print("\nstopping after this minibatch; once more stops at once", file=sys.stderr, flush=True)
+        if not quiet:
+            print("\nstopping after this minibatch; once more stops at once", file=sys.stderr, flush=True)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

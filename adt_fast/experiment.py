@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -36,6 +37,11 @@ DEFAULT_SAVE_EVERY = 300.0
 
 CLOSING_ATTACKS = "pgd-20"
 """What a trained model is tested with at the end: 20 steps of size epsilon / 4 from a random start (Section 5.2)."""
+
+# Its first name, which newer versions of PyTorch warn of.
+_SYNC_BUFFERS = "forward_sync_buffers"
+if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
+    _SYNC_BUFFERS = "broadcast_buffers"
 
 
 class TrainingRun:
@@ -133,7 +139,7 @@ class TrainingRun:
             self.config.schedule, self.trainer.optimizer, epochs=self.config.epochs, batches=len(self.train_loader)
         )
         saved_at = time.monotonic()
-        with postponed_stop() as stop_is_wanted:
+        with postponed_stop(quiet=not self.processes.is_first) as stop_is_wanted:
 
             def save_if_due(epoch_is_over: bool) -> None:
                 nonlocal saved_at
@@ -354,6 +360,9 @@ class TrainingRun:
             model_mode=config.model_mode,
             **config.method_options(),
         )
+        if config.sync_batchnorm and self.processes.size > 1 and method.joint is not None:
+            for network in method.joint.networks.values():  # in place: its optimizer knows the same parameters
+                convert_sync_batchnorm(network)
         outer_precision = {"auto": "auto", "fp32": "fp32", "tf32": "fp32", "bf16": "bf16", "fp16": "bf16"}
         return Trainer(
             model,
@@ -372,7 +381,7 @@ class TrainingRun:
         if not self.processes.is_first:  # what a model draws itself, as dropout does, is each process's own
             torch.manual_seed(self.config.seed + self.processes.rank)
         # Buffers are averaged after each step: the attacks, which run on the model without its wrapper, need them too.
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        return DistributedDataParallel(model, **{_SYNC_BUFFERS: False})
 
     def _log(self, event: str, **metrics: Any) -> None:
         if self.folder is not None:

@@ -250,12 +250,17 @@ def local_device(device: torch.device) -> torch.device:
     return torch.device("cuda", ranks["LOCAL_RANK"])
 
 
+def started_by_torchrun() -> bool:
+    """Whether any of its variables is in the environment."""
+    return any(name in os.environ for name in _RANKS)
+
+
 def _torchrun_ranks() -> dict[str, int] | None:
     """RANK, WORLD_SIZE and LOCAL_RANK as torchrun set them, with an address; None without torchrun.
 
     Raises ValueError that names the variable, where one is missing or impossible.
     """
-    if not any(name in os.environ for name in _RANKS):
+    if not started_by_torchrun():
         return None
     for name in (*_RANKS, *_ADDRESS):
         if not os.environ.get(name):

@@ -8,6 +8,9 @@ from typing import Protocol
 
 import torch
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
+
 
 class Command(Protocol):
     """Settings, and what is done with them."""
@@ -46,4 +49,4 @@ def begun(interrupted: str = "interrupted") -> Iterator[None]:
     except (FloatingPointError, torch.OutOfMemoryError, OSError) as error:
         raise CommandFailed(str(error)) from error
     except KeyboardInterrupt:
-        raise CommandFailed(interrupted, 130) from None
+        raise CommandFailed(interrupted, INTERRUPTED) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from ..experiment import DEFAULT_SAVE_EVERY, TrainingRun
 from ..processes import Processes, local_device
 from ..trainer import EpochResult
 from ..validation import Validated
-from .command import begun
+from .command import INTERRUPTED, CommandFailed, begun
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Train(TrainConfig):
             run = self._run(config, processes)
             try:
                 _train(run)
+            except CommandFailed as failure:
+                if processes.is_first:
+                    raise
+                raise self._of_one_process(failure, processes) from None
             finally:
                 run.close()
 
@@ -62,6 +67,13 @@ class Train(TrainConfig):
             if processes.is_first:
                 raise
             raise SystemExit(2) from None  # the first one has the same error, and says it
+
+    @staticmethod
+    def _of_one_process(failure: CommandFailed, processes: Processes) -> BaseException:
+        """What another process than the first ends with: it says what has failed in it, and where."""
+        if failure.status == INTERRUPTED:
+            return SystemExit(INTERRUPTED)  # all are, and the first one says so
+        return CommandFailed(f"process {processes.rank} of {processes.size}: {failure}", failure.status)
 
 
 def _train(run: TrainingRun) -> None:
@@ -104,7 +116,9 @@ def _headline(run: TrainingRun) -> str:
 def _how_to_go_on(run: TrainingRun) -> str:
     command = f"adt-fast train --output {shlex.quote(str(run.path))} --resume"
     if run.processes.size > 1:
-        command = f"torchrun --nproc-per-node {run.processes.size} -m adt_fast.cli{command.removeprefix('adt-fast')}"
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", run.processes.size))
+        nodes = "" if here == run.processes.size else f"--nnodes {run.processes.size // here} "
+        command = f"torchrun {nodes}--nproc-per-node {here} -m adt_fast.cli{command.removeprefix('adt-fast')}"
     return f"interrupted; the metrics so far are in {run.path}. To go on: {command}"
 
 

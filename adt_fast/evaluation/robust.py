@@ -76,7 +76,8 @@ def evaluate(
         state: a file in which the outcomes are kept as it goes on.
         resume: go on from that file, if it is there; otherwise it must not be there.
         examples: how many images, of the first batch, the report shows with their perturbations, >= 0.
-        progress: a progress bar with the accuracies so far: True, False, or None where stderr is a terminal.
+        progress: a progress bar with the accuracies so far: True, False, or None where stderr is a terminal. Of several
+            processes only the first shows one.
         processes: those that share the work, a batch each in turn: all call this with the same model and data, and all
             get the whole report, which is that of one process. Default: this process alone.
 
@@ -147,7 +148,8 @@ class _Evaluation:
     def __call__(self, batches: Iterable[tuple[Tensor, Tensor]], progress: bool | None) -> RobustReport:
         device = device_of(self.model) or torch.device("cpu")
         # tqdm: None is a bar where stderr is a terminal.
-        bar = tqdm(batches, unit="batch", leave=False, disable=None if progress is None else not progress)
+        disable = True if not self.processes.is_first else None if progress is None else not progress
+        bar = tqdm(batches, unit="batch", leave=False, disable=disable)
         with ExitStack() as stack:
             stack.enter_context(bar)
             stack.enter_context(model_mode(self.model, "eval"))
@@ -164,6 +166,7 @@ class _Evaluation:
             self.outcomes.check_no_more_than(index + 1)
             if self.processes.size > 1:
                 self.outcomes.share(self.processes)
+                self.warnings = self.processes.from_first(self.warnings)  # of the first batch, which it has
         return self._report()
 
     def _batch(self, index: int, images: Tensor, labels: Tensor, bar: tqdm) -> None:
