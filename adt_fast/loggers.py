@@ -137,8 +137,8 @@ class WandbLogger(Logger):
         if self._run is None:
             return
         if "epoch" in event:
-            # W&B ignores an epoch that it has already, as a resumed run may give it again.
-            self._run.log(dict(_numbers(event)), step=event["epoch"])
+            if event["epoch"] >= self._run.step:  # W&B takes nothing back: an epoch done again stays as it is there
+                self._run.log(dict(_numbers(event)), step=event["epoch"])
         else:
             self._run.summary.update(dict(_numbers(event)) | dict(_texts(event)))
 

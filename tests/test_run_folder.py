@@ -203,6 +203,17 @@ def test_a_used_folder_is_refused_and_one_with_a_lock_alone_is_empty(tmp_path):
     assert contents(tmp_path) == before and not (tmp_path / ".lock").exists(), "nothing is left in others' folders"
 
 
+def test_a_run_that_comes_and_goes_meanwhile_is_seen(tmp_path, monkeypatch):
+    class AfterAnother(_folder_lock.FolderLock):
+        def __init__(self, folder):
+            super().__init__(folder)
+            (folder / "config.yaml").touch()
+
+    monkeypatch.setattr("adt_fast.run_folder.FolderLock", AfterAnother)
+    with pytest.raises(ValueError, match="must be a new or an empty folder"):
+        RunFolder(tmp_path / "run")
+
+
 # Where there is nothing to write to
 
 
