@@ -77,6 +77,7 @@ class TrainingRun:
             check_not_negative("save_every", save_every)
             self.config = config = _resumed_settings(config) if resume else config.resolved()
             self.device = local_device(torch.device(config.device))
+            self._check_loggers()
         self._save_every = save_every
         with processes.first_goes_first() if config.download else processes.all_or_none():
             data = load_run_data(config)
@@ -248,6 +249,13 @@ class TrainingRun:
         if not resume:
             folder.write_config(config.as_dict())
         return folder
+
+    def _check_loggers(self) -> None:
+        """Before anything is begun, for what they need to be installed."""
+        if self.config.tensorboard:
+            TensorBoardLogger.package()
+        if self.config.wandb is not None:
+            WandbLogger.package()
 
     def _open_loggers(self) -> None:
         if self.folder is None:

@@ -12,6 +12,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ._atomic_file import atomic_file
@@ -70,14 +71,23 @@ class TensorBoardLogger(Logger):
 
     name = "TensorBoard"
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
+    @staticmethod
+    def package() -> ModuleType:
+        """The module that writes.
+
+        Raises:
+            ImportError: if TensorBoard is not installed.
+        """
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils import tensorboard
         except ImportError:
             raise ImportError('TensorBoard needs its own package: pip install "adt_fast[tensorboard]"') from None
+        return tensorboard
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._folder = folder
-        self._make_writer = SummaryWriter
+        self._make_writer = self.package().SummaryWriter
         self._writer: Any = None
 
     def _write(self, event: dict[str, Any]) -> None:
@@ -113,12 +123,22 @@ class WandbLogger(Logger):
 
     name = "Weights & Biases"
 
-    def __init__(self, folder: Path, project: str, name: str | None, config: dict[str, Any]) -> None:
-        super().__init__()
+    @staticmethod
+    def package() -> ModuleType:
+        """The module of W&B.
+
+        Raises:
+            ImportError: if it is not installed.
+        """
         try:
             import wandb
         except ImportError:
             raise ImportError('Weights & Biases needs its own package: pip install "adt_fast[wandb]"') from None
+        return wandb
+
+    def __init__(self, folder: Path, project: str, name: str | None, config: dict[str, Any]) -> None:
+        super().__init__()
+        wandb = self.package()
         self._run: Any = None
         try:
             self._run = wandb.init(
