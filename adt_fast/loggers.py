@@ -7,6 +7,7 @@ A logger is called with each line of metrics.jsonl, a dict of plain values, and 
 
 from __future__ import annotations
 
+import importlib
 import uuid
 import warnings
 from abc import ABC, abstractmethod
@@ -26,9 +27,25 @@ class Logger(ABC):
 
     name: str
     """In words."""
+    module: str
+    """What it writes with."""
+    extra: str
+    """Of adt_fast, which installs that."""
 
     def __init__(self) -> None:
         self._has_warned = False
+
+    @classmethod
+    def package(cls) -> ModuleType:
+        """The module that it writes with.
+
+        Raises:
+            ImportError: if it is not installed; the message says how to.
+        """
+        try:
+            return importlib.import_module(cls.module)
+        except ImportError:
+            raise ImportError(f'{cls.name} needs its own package: pip install "adt_fast[{cls.extra}]"') from None
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Takes an event: a dict of plain values, with its kind under ``event``."""
@@ -69,20 +86,7 @@ class TensorBoardLogger(Logger):
         ImportError: if TensorBoard is not installed.
     """
 
-    name = "TensorBoard"
-
-    @staticmethod
-    def package() -> ModuleType:
-        """The module that writes.
-
-        Raises:
-            ImportError: if TensorBoard is not installed.
-        """
-        try:
-            from torch.utils import tensorboard
-        except ImportError:
-            raise ImportError('TensorBoard needs its own package: pip install "adt_fast[tensorboard]"') from None
-        return tensorboard
+    name, module, extra = "TensorBoard", "torch.utils.tensorboard", "tensorboard"
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -121,20 +125,7 @@ class WandbLogger(Logger):
         ImportError: if the package is not installed.
     """
 
-    name = "Weights & Biases"
-
-    @staticmethod
-    def package() -> ModuleType:
-        """The module of W&B.
-
-        Raises:
-            ImportError: if it is not installed.
-        """
-        try:
-            import wandb
-        except ImportError:
-            raise ImportError('Weights & Biases needs its own package: pip install "adt_fast[wandb]"') from None
-        return wandb
+    name, module, extra = "Weights & Biases", "wandb", "wandb"
 
     def __init__(self, folder: Path, project: str, name: str | None, config: dict[str, Any]) -> None:
         super().__init__()
