@@ -72,13 +72,22 @@ class TensorBoardLogger(Logger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
+        self._folder = folder
+        self._make_writer = self.package()
+        self._writer: Any = None
+
+    @staticmethod
+    def package() -> Any:
+        """What it writes with.
+
+        Raises:
+            ImportError: if it is not installed.
+        """
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ImportError('TensorBoard needs its own package: pip install "adt_fast[tensorboard]"') from None
-        self._folder = folder
-        self._make_writer = SummaryWriter
-        self._writer: Any = None
+        return SummaryWriter
 
     def _write(self, event: dict[str, Any]) -> None:
         step = _epoch_of(event, self._folder)
@@ -115,10 +124,7 @@ class WandbLogger(Logger):
 
     def __init__(self, folder: Path, project: str, name: str | None, config: dict[str, Any]) -> None:
         super().__init__()
-        try:
-            import wandb
-        except ImportError:
-            raise ImportError('Weights & Biases needs its own package: pip install "adt_fast[wandb]"') from None
+        wandb = self.package()
         self._run: Any = None
         try:
             self._run = wandb.init(
@@ -132,6 +138,19 @@ class WandbLogger(Logger):
             )
         except Exception as error:  # no network, no key: the warning comes before the training
             self._warn(error)
+
+    @staticmethod
+    def package() -> Any:
+        """What it sends with.
+
+        Raises:
+            ImportError: if it is not installed.
+        """
+        try:
+            import wandb
+        except ImportError:
+            raise ImportError('Weights & Biases needs its own package: pip install "adt_fast[wandb]"') from None
+        return wandb
 
     def _write(self, event: dict[str, Any]) -> None:
         if self._run is None:
