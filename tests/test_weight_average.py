@@ -122,7 +122,7 @@ def test_its_state_goes_on():
     "change, message",
     [
         ({"steps": -1}, "steps of the average must be in"),
-        ({"model": {}}, "averaged model like this one, but 16 of its tensors differ"),
+        ({"model": {}}, "weight average like this one, but 15 of its tensors differ"),
         ({"more": 1}, "state of the average must have the keys 'model' and 'steps'"),
     ],
 )
