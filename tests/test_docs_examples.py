@@ -48,6 +48,7 @@ _DIGITS = "--epochs 1 --train-limit 32 --test-limit 8"
 
 SMALLER = {
     r"train .*--resume": "",  # takes the settings of the run
+    r"train .*--validation-images": f"{_TRAIN} --validation-images 8",
     r"train .*--data-dir DIR": _TRAIN,
     r"train .*--method \S+-am": f"{_DIGITS} --generator-width 8",
     r"train": _DIGITS,
