@@ -77,8 +77,7 @@ class TrainingRun:
             check_not_negative("save_every", save_every)
             self.config = config = _resumed_settings(config) if resume else config.resolved()
             self.device = local_device(torch.device(config.device))
-            if processes.is_first:
-                _check_loggers(config)
+            self._check_loggers()
         self._save_every = save_every
         with processes.first_goes_first() if config.download else processes.all_or_none():
             data = load_run_data(config)
@@ -254,6 +253,13 @@ class TrainingRun:
             folder.write_config(config.as_dict())
         return folder
 
+    def _check_loggers(self) -> None:
+        """Before anything is begun, for what they need to be installed."""
+        if self.config.tensorboard:
+            TensorBoardLogger.package()
+        if self.config.wandb is not None:
+            WandbLogger.package()
+
     def _open_loggers(self) -> None:
         if self.folder is None:
             return
@@ -411,14 +417,6 @@ def _resumed_settings(config: TrainConfig) -> TrainConfig:
     resolved = config.resolved()
     check_same_settings(resolved, recorded, path)
     return resolved
-
-
-def _check_loggers(config: TrainConfig) -> None:
-    """Raises ImportError for a package that is not installed, before there is a folder."""
-    if config.tensorboard:
-        TensorBoardLogger.package()
-    if config.wandb is not None:
-        WandbLogger.package()
 
 
 def _accuracies(test: dict[str, Any] | None) -> dict[str, Accuracy] | None:

@@ -72,7 +72,7 @@ class LoopOptions:
     """How the loop takes its steps, and where else its metrics go."""
 
     ema_decay: Annotated[float | None, Number, default_is("no average")] = None
-    """Of an exponential moving average of the weights over the steps, in (0, 1), for example 0.995: the average is then
+    """Decay per step of an exponential moving average of the weights, in (0, 1), for example 0.995: the average is then
     the model that is validated, saved and tested."""
 
     max_grad_norm: Annotated[float | None, Number, default_is("no limit")] = None

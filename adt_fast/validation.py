@@ -23,11 +23,13 @@ class Validated:
     epoch: int
     """After which it was."""
     natural: Accuracy
+    """Of the natural images."""
     robust: Accuracy
     """Under the attack."""
 
     def is_better_than(self, other: Validated | None) -> bool:
-        """More robust, or as robust and right more often on the images as they are."""
+        """Whether its model is more robust than the ``other``'s, or as robust and right more often on natural images;
+        anything is better than None."""
         return other is None or (self.robust.correct, self.natural.correct) > (
             other.robust.correct, other.natural.correct
         )  # fmt: skip
@@ -89,7 +91,7 @@ class Validation:
         return epoch % self.every == 0 or epoch == self.epochs
 
     def __call__(self, model: nn.Module, epoch: int) -> Validated:
-        """Tests the model, in eval mode and float32; :attr:`best` is this result where it is better."""
+        """Tests the model after an ``epoch``, in eval mode and float32; a better result becomes :attr:`best`."""
         report = evaluate(
             model, self.data, self.attack, epsilon=self.epsilon, norm=self.norm, seed=self.seed, examples=0,
             processes=self.processes,
@@ -105,7 +107,7 @@ class Validation:
         return {"best": None if self.best is None else asdict(self.best)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave.
+        """Restores the ``state`` that :meth:`state_dict` gave.
 
         Raises:
             TypeError, ValueError: if it is something else; nothing is changed then.

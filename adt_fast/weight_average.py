@@ -58,13 +58,13 @@ class WeightAverage:
         return {"model": self.model.state_dict(), "steps": self.steps}
 
     def check_state_dict(self, state: object) -> None:
-        """Raises TypeError or ValueError if it is not what :meth:`state_dict` gives for such a model."""
+        """Raises TypeError or ValueError if a ``state`` is not what :meth:`state_dict` gives for such a model."""
         check_keys("state of the average", state, ("model", "steps"))
         check_network_state("weight average", self.model.state_dict(), state["model"])
         check_int("steps of the average", state["steps"], 0, 2**63)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave.
+        """Restores the ``state`` that :meth:`state_dict` gave.
 
         Raises:
             TypeError, ValueError: see :meth:`check_state_dict`; nothing is changed then.

@@ -97,8 +97,7 @@ class Writer:
     """A writer for TensorBoard and a run of W&B at once, which only keeps what it gets."""
 
     def __init__(self, *arguments, **options):
-        self.names, self.closed = [], False
-        self.summary = {}
+        self.names, self.closed, self.step, self.summary = [], False, 0, {}
         made.append(self)
 
     def add_scalar(self, name, value, step):
