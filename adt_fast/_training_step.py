@@ -109,9 +109,9 @@ class TrainingStep:
                     self.method.joint.zero_grad()
             objective = outer.loss if perturbed.penalty is None else outer.loss + perturbed.penalty
             (objective * part.weight if part.weight != 1 else objective).backward()
-        loss, count = outer.loss.detach(), len(images)
+        loss, count = outer.loss.detach().double(), len(images)
         correct = (outer.logits.detach().argmax(1) == outer.labels).double().mean() * count
-        penalty = torch.zeros_like(loss) if perturbed.penalty is None else perturbed.penalty.detach()
+        penalty = torch.zeros_like(loss) if perturbed.penalty is None else perturbed.penalty.detach().double()
         values = (loss * count, penalty * count, correct, clean, count)
         return torch.stack([torch.as_tensor(value, dtype=torch.float64, device=loss.device) for value in values])
 

@@ -206,7 +206,7 @@ class TrainedModelConfig(_Test):
     """Which trained model, and on which images."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """A run folder, or its model.safetensors."""
+    """A run folder, for its model.safetensors, or a checkpoint, such as its best.safetensors."""
 
 
 @dataclass(frozen=True)

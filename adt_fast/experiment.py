@@ -83,6 +83,7 @@ class TrainingRun:
             check_not_negative("save_every", save_every)
             self.config = config = _resumed_settings(config) if resume else config.resolved()
             self.device = local_device(torch.device(config.device))
+            self._check_loggers()
         self._save_every = save_every
         with processes.first_goes_first() if config.download else processes.all_or_none():
             data = load_run_data(config)
@@ -172,12 +173,15 @@ class TrainingRun:
             self._save_results(self.folder)
         self.processes.barrier()  # who sees the run as trained finds its files
         self.is_trained = True
+        self.results = self.best_results = None
 
     def evaluate(self) -> dict[str, Accuracy]:
         """Natural accuracy and that under PGD-20, by name, on the test images; also logged, and kept in
-        :attr:`results`. Where there was validation, the best model is tested too."""
-        self.results = self._test(self.trained_model, "model.safetensors")
-        if self.validation is not None:
+        :attr:`results`. Where there was validation, the best model is tested too. What was tested before the run was
+        resumed is not tested again."""
+        if self.results is None:
+            self.results = self._test(self.trained_model, "model.safetensors")
+        if self.validation is not None and self.best_results is None:
             self.best_results = self._test(self._best_model(), "best.safetensors")
         return self.results
 
@@ -255,6 +259,13 @@ class TrainingRun:
             folder.write_config(config.as_dict())
         return folder
 
+    def _check_loggers(self) -> None:
+        """Before anything is begun, for what they need to be installed."""
+        if self.config.tensorboard:
+            TensorBoardLogger.package()
+        if self.config.wandb is not None:
+            WandbLogger.package()
+
     def _open_loggers(self) -> None:
         if self.folder is None:
             return
@@ -282,9 +293,11 @@ class TrainingRun:
                 if self.trainer.method.joint is not None:
                     self.trainer.method.joint.load_state_dict(found["joint"])
                 self.is_trained = True
-                results = (_accuracies(found[name]) for name in ("results", "best_results"))
-                self.results, self.best_results = results
-                self.stands_at = "the end" if self.results else "the test of the trained model"
+                if self.validation is not None:
+                    self.validation.load_state_dict(found["validation"])
+                self.results, self.best_results = map(_accuracies, found["tests"])
+                is_tested = self.results and (self.validation is None or self.best_results)
+                self.stands_at = "the end" if is_tested else "the test of the trained model"
             if self.folder is not None:
                 self.folder.cut_metrics(found["metrics_length"])
 
@@ -303,10 +316,10 @@ class TrainingRun:
             if joint is not None:
                 joint.load(folder.maximizer)
                 found["joint"] = joint.state_dict()
-            tests = {event.get("checkpoint"): event for event in folder.events("test")}
-            names = {"results": folder.checkpoint.name, "best_results": folder.best.name}
-            is_whole = len(tests) == (1 if self.validation is None else 2)
-            found |= {key: tests.get(name) if is_whole else None for key, name in names.items()}
+            if self.validation is not None:
+                found["validation"] = {"best": load_model(folder.best)[1]["extra"]["validation"]}
+            tests = {event["checkpoint"]: event for event in folder.events("test")}
+            found["tests"] = [tests.get(path.name) for path in (folder.checkpoint, folder.best)]
         elif len(folder.events("epoch")) > 1:
             raise CheckpointError(f"{folder.path} has the metrics of a run, but neither its state, "
                                   f"{self._checkpoint.path.name}, nor its model. Begin again, in another folder")
@@ -327,7 +340,7 @@ class TrainingRun:
 
     def _validation(self, data: ImageData) -> Validation:
         config = self.config
-        return Validation(
+        validation = Validation(
             data,
             config.validation_attack,
             every=config.validate_every,
@@ -337,6 +350,8 @@ class TrainingRun:
             seed=config.seed,
             processes=self.processes,
         )
+        validation.check_attack(self.model)
+        return validation
 
     def _trainer(self, image_shape: tuple[int, ...]) -> Trainer:
         config = self.config

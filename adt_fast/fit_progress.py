@@ -21,7 +21,8 @@ class StepResult:
     accuracy: float
     """Share of the images trained on, the adversarial ones, that were classified right, before the step."""
     clean_accuracy: float | None
-    """That of the images as they are, of a model in eval mode; None where it was not measured."""
+    """That of the images as they are, of a model in eval mode, before the step; None where it was not measured. Without
+    an adversary, :attr:`accuracy`."""
     images: int
     """Images in the minibatch, those of all processes."""
 
@@ -101,11 +102,12 @@ class EpochSums:
     def mean_clean_accuracy(self) -> float | None:
         return self.clean_accuracy / self.clean_images if self.clean_images else None
 
-    def described(self) -> str:
-        """For a progress bar."""
+    def described(self, is_adversarial: bool) -> str:
+        """For a progress bar; whether the images trained on were perturbed."""
+        robust = f", robust {self.accuracy / self.images:.1%}" if is_adversarial else ""
         clean = f", clean {self.mean_clean_accuracy:.1%}" if self.clean_images else ""
         speed = f", {self.images / self.seconds:.0f} images/s" if self.seconds else ""
-        return f"loss {self.loss / self.images:.3f}, robust {self.accuracy / self.images:.1%}{clean}{speed}"
+        return f"loss {self.loss / self.images:.3f}{robust}{clean}{speed}"
 
 
 @dataclass

@@ -7,11 +7,13 @@ A logger is called with each line of metrics.jsonl, a dict of plain values, and 
 
 from __future__ import annotations
 
+import importlib
 import uuid
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ._atomic_file import atomic_file
@@ -25,9 +27,25 @@ class Logger(ABC):
 
     name: str
     """In words."""
+    module: str
+    """What it writes with."""
+    extra: str
+    """Of adt_fast, which installs that."""
 
     def __init__(self) -> None:
         self._has_warned = False
+
+    @classmethod
+    def package(cls) -> ModuleType:
+        """The module that it writes with.
+
+        Raises:
+            ImportError: if it is not installed; the message says how to.
+        """
+        try:
+            return importlib.import_module(cls.module)
+        except ImportError:
+            raise ImportError(f'{cls.name} needs its own package: pip install "adt_fast[{cls.extra}]"') from None
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Takes an event: a dict of plain values, with its kind under ``event``."""
@@ -68,16 +86,12 @@ class TensorBoardLogger(Logger):
         ImportError: if TensorBoard is not installed.
     """
 
-    name = "TensorBoard"
+    name, module, extra = "TensorBoard", "torch.utils.tensorboard", "tensorboard"
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ImportError('TensorBoard needs its own package: pip install "adt_fast[tensorboard]"') from None
         self._folder = folder
-        self._make_writer = SummaryWriter
+        self._make_writer = self.package().SummaryWriter
         self._writer: Any = None
 
     def _write(self, event: dict[str, Any]) -> None:
@@ -111,14 +125,11 @@ class WandbLogger(Logger):
         ImportError: if the package is not installed.
     """
 
-    name = "Weights & Biases"
+    name, module, extra = "Weights & Biases", "wandb", "wandb"
 
     def __init__(self, folder: Path, project: str, name: str | None, config: dict[str, Any]) -> None:
         super().__init__()
-        try:
-            import wandb
-        except ImportError:
-            raise ImportError('Weights & Biases needs its own package: pip install "adt_fast[wandb]"') from None
+        wandb = self.package()
         self._run: Any = None
         try:
             self._run = wandb.init(
@@ -137,8 +148,8 @@ class WandbLogger(Logger):
         if self._run is None:
             return
         if "epoch" in event:
-            # W&B ignores an epoch that it has already, as a resumed run may give it again.
-            self._run.log(dict(_numbers(event)), step=event["epoch"])
+            if event["epoch"] >= self._run.step:  # W&B takes nothing back: an epoch done again stays as it is there
+                self._run.log(dict(_numbers(event)), step=event["epoch"])
         else:
             self._run.summary.update(dict(_numbers(event)) | dict(_texts(event)))
 

@@ -94,18 +94,19 @@ class Processes:
                 dist.destroy_process_group()
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """The sum of each value over the processes, in float64 and in order of rank: the same bits in all of them."""
+        """The sum of each of the ``values`` over the processes, in float64 and in order of rank: the same bits in all
+        of them."""
         total, *others = self._gathered(torch.tensor(values, dtype=torch.float64))
         for other in others:
             total = total + other
         return total.tolist()
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in any process."""
+        """Whether the ``flag`` is true in any process."""
         return any(self.counts(int(flag)))
 
     def counts(self, n: int) -> list[int]:
-        """The number that each process gives, by rank."""
+        """The number ``n`` that each process gives, by rank."""
         return [int(number) for number in self._gathered(torch.tensor(n))]
 
     def gather(self, state: Any) -> list[Any] | None:
@@ -186,7 +187,7 @@ class Processes:
 
     @torch.no_grad()
     def average_buffers(self, module: nn.Module) -> None:
-        """Floating-point buffers, such as a batch norm's running statistics, become their mean over the processes.
+        """Floating-point buffers of a ``module``, such as a batch norm's running statistics, become their mean.
 
         In one all-reduce of the model's own group, in float64; so narrower ones that are equal stay as they are, bit
         for bit. All processes get the same bits. Integer and bool buffers are left alone.
@@ -232,7 +233,8 @@ class Processes:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Where this process trains: under torchrun, of GPUs ("cuda") the one with the process's number on its node.
+    """Where this process trains: the ``device`` itself, or, under torchrun, of GPUs ("cuda") the one with the number of
+    the process on its node.
 
     Raises:
         ValueError: under torchrun with several processes, for "cuda:INDEX", as each needs a GPU of its own, and where

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from ._checks import check_choice, check_int, check_positive
+from ._checks import check_choice, check_fraction, check_int, check_positive
 from ._optimizer_state import load_optimizer_state
 from ._random_state import random_state, restore_random_state
 from ._trainer_state import check_trainer_state, trainer_state
@@ -53,9 +53,10 @@ class Trainer:
             engine is to use 16 bits and the device multiplies bf16 in hardware.
         accumulation_steps: parts in which a minibatch goes through attack and backward pass, one after another, before
             the one step of the optimizer, >= 1. More parts need less memory; noise, scales and the mean gradient stay
-            those of the whole minibatch, while batch norm in train mode normalises each part by itself.
-        max_grad_norm: the gradient of the classifier is scaled down to this Euclidean norm where it is longer, > 0.
-            Default: None, for as it is.
+            those of the whole minibatch. What looks at other images has those of its part: batch norm in train mode,
+            feature scattering, L2L's largest gradient, the hinge of ADT-IMP-AM.
+        max_grad_norm: the gradient of the classifier is scaled down to this Euclidean norm where it is longer, > 0;
+            those of jointly trained networks are not. Default: None, for as it is.
         ema_decay: of an average of the weights, see :class:`adt_fast.weight_average.WeightAverage`. Default: None, for
             no average.
 
@@ -85,6 +86,8 @@ class Trainer:
         check_int("accumulation_steps", accumulation_steps, 1, 2**31)
         if max_grad_norm is not None:
             check_positive("max_grad_norm", max_grad_norm)
+        if ema_decay is not None:
+            check_fraction("ema_decay", ema_decay)
         self.model = model
         self.optimizer = optimizer
         self.method = method
@@ -127,7 +130,8 @@ class Trainer:
 
         Raises:
             TypeError, ValueError: for bad images or labels, by name, before anything is changed.
-            FloatingPointError: if an inner gradient or the loss is NaN or infinite; no weight is changed then.
+            FloatingPointError: if an inner gradient, the loss, or the norm of a gradient that is to be clipped, is NaN
+                or infinite; no weight is changed then.
         """
         result = self._step(images, labels, measure_clean=measure_clean)
         if self.average is not None:
@@ -162,8 +166,9 @@ class Trainer:
             callbacks: each is called after every epoch.
             between_steps: called between the minibatches of an epoch. There, and in callbacks, :meth:`state_dict` tells
                 all that it takes to go on.
-            progress: show a progress bar, with loss, accuracy on adversarial and clean images, images per second and
-                the time left; of several processes only the first does. Default: where stderr is a terminal.
+            progress: show a progress bar on stderr, with the epoch's loss, accuracy on adversarial and clean images and
+                images per second so far, and the time left of the fit; of several processes only the first does.
+                Default: where stderr is a terminal.
 
         Returns:
             One result per epoch, those before a stop included.
@@ -295,7 +300,7 @@ class Trainer:
             sums.seconds = time.perf_counter() - start
             if scheduler is not None:
                 scheduler.step()
-            bar.set_postfix_str(sums.described(), refresh=False)
+            bar.set_postfix_str(sums.described(self.method.maximizer is not None), refresh=False)
             bar.update()
         if sums.batches == done:
             raise ValueError("loader must give at least one batch, it is empty" if done == 0 else

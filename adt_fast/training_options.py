@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from ._arguments import Boolean, Integer, Number, Text, argument, default_is
-from ._checks import check_int, check_positive
+from ._checks import check_bool, check_fraction, check_int, check_positive
 from .dataset_defaults import by_dataset
 
 DEFAULT_VALIDATION_ATTACK = "pgd-10"
@@ -48,18 +48,19 @@ class DataOptions:
     """Epochs from one validation to the next; the last epoch always has one."""
 
     validation_attack: Annotated[str, Text] = DEFAULT_VALIDATION_ATTACK
-    """What the validation images have to withstand: an attack's name, as adt-fast evaluate takes it."""
+    """What the validation images have to withstand: one attack that needs no other model, named as for adt-fast
+    evaluate."""
 
     def check_data_options(self) -> None:
         """Raises TypeError or ValueError that names the setting that is impossible."""
         for name, lowest in (("crop_padding", 0), ("cutout", 0), ("validation_images", 0), ("validate_every", 1)):
             check_int(name, getattr(self, name), lowest, 2**31)
+        for name in ("flip", "drop_last"):
+            check_bool(name, getattr(self, name))
         if self.extra_fraction is not None:
             if self.extra_data is None:
                 raise ValueError(f"extra_fraction must not be given without extra_data, got {self.extra_fraction}")
-            check_positive("extra_fraction", self.extra_fraction)
-            if self.extra_fraction >= 1:
-                raise ValueError(f"extra_fraction must be in (0, 1), got {self.extra_fraction}")
+            check_fraction("extra_fraction", self.extra_fraction)
         if not self.validation_images:
             for name, default in (("validate_every", 1), ("validation_attack", DEFAULT_VALIDATION_ATTACK)):
                 if getattr(self, name) != default:
@@ -71,11 +72,11 @@ class LoopOptions:
     """How the loop takes its steps, and where else its metrics go."""
 
     ema_decay: Annotated[float | None, Number, default_is("no average")] = None
-    """Of an exponential moving average of the weights over the steps, in (0, 1), for example 0.995: the average is then
+    """Decay per step of an exponential moving average of the weights, in (0, 1), for example 0.995: the average is then
     the model that is validated, saved and tested."""
 
     max_grad_norm: Annotated[float | None, Number, default_is("no limit")] = None
-    """Euclidean norm to which the classifier's gradient is scaled down where it is longer."""
+    """Euclidean norm to which the classifier's gradient is scaled down where it is longer; a generator's is not."""
 
     accumulation_steps: Annotated[int, Integer] = 1
     """Parts in which a minibatch goes through attack and backward pass, one after another, before its one step: less
@@ -93,14 +94,14 @@ class LoopOptions:
     def check_loop_options(self, batch_size: int) -> None:
         """Raises TypeError or ValueError that names the setting that is impossible."""
         if self.ema_decay is not None:
-            check_positive("ema_decay", self.ema_decay)
-            if self.ema_decay >= 1:
-                raise ValueError(f"ema_decay must be in (0, 1), got {self.ema_decay}")
+            check_fraction("ema_decay", self.ema_decay)
         if self.max_grad_norm is not None:
             check_positive("max_grad_norm", self.max_grad_norm)
         check_int("accumulation_steps", self.accumulation_steps, 1, 2**31)
         if self.accumulation_steps > batch_size:
             raise ValueError(f"accumulation_steps must be at most batch_size, {batch_size}, got "
                              f"{self.accumulation_steps}")
+        for name in ("sync_batchnorm", "tensorboard"):
+            check_bool(name, getattr(self, name))
         if self.wandb == "":
             raise ValueError("wandb must be the name of a project, got an empty text")

@@ -11,7 +11,8 @@ from torch import nn
 from ._checks import check_int
 from ._state_checks import check_keys
 from .data import ImageData
-from .evaluation import Accuracy, evaluate
+from .evaluation import Accuracy, create_attack, evaluate, split_attack_names
+from .noise import NoiseStream
 from .processes import Processes
 
 
@@ -22,11 +23,13 @@ class Validated:
     epoch: int
     """After which it was."""
     natural: Accuracy
+    """Of the natural images."""
     robust: Accuracy
     """Under the attack."""
 
     def is_better_than(self, other: Validated | None) -> bool:
-        """More robust, or as robust and right more often on the images as they are."""
+        """Whether its model is more robust than the ``other``'s, or as robust and right more often on natural images;
+        anything is better than None."""
         return other is None or (self.robust.correct, self.natural.correct) > (
             other.robust.correct, other.natural.correct
         )  # fmt: skip
@@ -40,7 +43,7 @@ class Validation:
 
     Args:
         data: images that are not trained on.
-        attack: its name, see :func:`adt_fast.evaluation.create_attack`.
+        attack: its name, see :func:`adt_fast.evaluation.create_attack` and :meth:`check_attack`.
         every: epochs from one validation to the next, >= 1.
         epochs: of the training; the last one has a validation in any case.
         epsilon, norm, seed: see :func:`adt_fast.evaluate`.
@@ -63,17 +66,36 @@ class Validation:
         self.attack = attack
         self.every = every
         self.epochs = epochs
-        self._settings = {"epsilon": epsilon, "norm": norm, "seed": seed, "processes": processes}
+        self.epsilon = epsilon
+        self.norm = norm
+        self.seed = seed
+        self.processes = processes
         self.best: Validated | None = None
         """Of the most robust model so far."""
+
+    def check_attack(self, model: nn.Module) -> None:
+        """Raises ValueError where the attack is none of that name, none for this ball, or more than one.
+
+        Draws nothing from PyTorch's generator.
+        """
+        try:
+            names = split_attack_names(self.attack)
+            if len(names) > 1:
+                raise ValueError(f"these are {len(names)}")
+            create_attack(names[0], model, self.epsilon, norm=self.norm, noise=NoiseStream(0))
+        except ValueError as error:
+            raise ValueError(f"validation_attack must be one attack, got {self.attack!r}: {error}") from None
 
     def is_due(self, epoch: int) -> bool:
         """Whether there is one after an epoch, counted from 1."""
         return epoch % self.every == 0 or epoch == self.epochs
 
     def __call__(self, model: nn.Module, epoch: int) -> Validated:
-        """Tests the model, in eval mode and float32; :attr:`best` is this result where it is better."""
-        report = evaluate(model, self.data, self.attack, examples=0, **self._settings)
+        """Tests the model after an ``epoch``, in eval mode and float32; a better result becomes :attr:`best`."""
+        report = evaluate(
+            model, self.data, self.attack, epsilon=self.epsilon, norm=self.norm, seed=self.seed, examples=0,
+            processes=self.processes,
+        )  # fmt: skip
         natural, robust = report.accuracies().values()
         found = Validated(epoch, natural, robust)
         if found.is_better_than(self.best):
@@ -85,7 +107,7 @@ class Validation:
         return {"best": None if self.best is None else asdict(self.best)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave.
+        """Restores the ``state`` that :meth:`state_dict` gave.
 
         Raises:
             TypeError, ValueError: if it is something else; nothing is changed then.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_finite, check_int
+from ._checks import check_fraction, check_int
 from ._state_checks import check_keys, check_network_state
 from .model_state import check_model, unwrap
 
@@ -32,9 +32,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         check_model(model)
-        check_finite("decay", decay)
-        if not 0 < decay < 1:
-            raise ValueError(f"decay must be in (0, 1), got {decay}")
+        check_fraction("decay", decay)
         self.decay = float(decay)
         self.model = copy.deepcopy(unwrap(model)).eval().requires_grad_(False)
         """The averaged model, in eval mode."""
@@ -60,13 +58,13 @@ class WeightAverage:
         return {"model": self.model.state_dict(), "steps": self.steps}
 
     def check_state_dict(self, state: object) -> None:
-        """Raises TypeError or ValueError if it is not what :meth:`state_dict` gives for such a model."""
+        """Raises TypeError or ValueError if a ``state`` is not what :meth:`state_dict` gives for such a model."""
         check_keys("state of the average", state, ("model", "steps"))
-        check_network_state("averaged model", self.model.state_dict(), state["model"])
+        check_network_state("weight average", self.model.state_dict(), state["model"])
         check_int("steps of the average", state["steps"], 0, 2**63)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave.
+        """Restores the ``state`` that :meth:`state_dict` gave.
 
         Raises:
             TypeError, ValueError: see :meth:`check_state_dict`; nothing is changed then.

@@ -14,6 +14,7 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ NOT_RUN = {
     "pytest": "these are the tests",
     "python -m benchmarks.": "tests/test_benchmarks.py and its neighbours run them, smaller",
     "benchmarks/gpu_suite.sh": "is for GPU machines, and takes an hour",
+    "tensorboard": "serves pages until it is stopped",
     "torchrun": "starts processes, as tests/test_joint_processes.py does",
 }
 """Commands, by how they begin, and why they are not run."""
@@ -48,6 +50,7 @@ _DIGITS = "--epochs 1 --train-limit 32 --test-limit 8"
 
 SMALLER = {
     r"train .*--resume": "",  # takes the settings of the run
+    r"train .*--validation-images": f"{_TRAIN} --validation-images 8",
     r"train .*--data-dir DIR": _TRAIN,
     r"train .*--method \S+-am": f"{_DIGITS} --generator-width 8",
     r"train": _DIGITS,
@@ -86,6 +89,9 @@ GIVEN = {
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
         trainer = ADTExpTrainer(model, optimizer)
+        from adt_fast.config import TrainConfig
+        from adt_fast.experiment import TrainingRun
+        config = TrainConfig("standard", epochs=1, train_limit=32, test_limit=8)
     """,
 }
 """What the Python of a page takes for granted."""
@@ -141,6 +147,8 @@ def publish(md5s: dict[str, str], patch: pytest.MonkeyPatch) -> None:
 def test_examples(page, world, tmp_path, monkeypatch, capsys):
     folder, md5s = world
     publish(md5s, monkeypatch)
+    for module in ("wandb", "torch.utils.tensorboard"):  # tests/test_loggers.py has the real ones, where they are
+        monkeypatch.setitem(sys.modules, module, MagicMock(**{"init.return_value.step": 0}))
     monkeypatch.setenv("ADT_FAST_DATA", str(folder / "DIR"))
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """Training runs that are stopped and resumed: bit for bit the same as unbroken ones, wherever they were stopped."""
 
+import atexit
 import copy
 import json
 import multiprocessing
@@ -9,13 +10,16 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 import warnings
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -25,7 +29,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from adt_fast import NoiseStream, checkpoint, cli
-from adt_fast.checkpoint import load_checkpoint, pack_state, save_checkpoint, unpack_state
+from adt_fast.checkpoint import load_checkpoint, pack_state, save_checkpoint, save_model, unpack_state
 from adt_fast.config import TrainConfig
 from adt_fast.data import BatchLoader, ImageData
 from adt_fast.experiment import TrainingRun
@@ -46,7 +50,13 @@ METHODS = {
     "at-pgd": {"steps": 2},
     "adt-exp": {"steps": 2, "samples": 2, "precision": "bf16"},
     "adt-imp-am": {"generator_width": 4},
-}
+    # Everything else that has a state, or an order: 30 images to train on, 12 of which come to 4 others in a minibatch.
+    "all options": {
+        "method": "at-pgd", "steps": 1, "crop_padding": 1, "flip": True, "cutout": 2, "extra_fraction": 0.25,
+        "train_limit": 38, "validation_images": 8, "validation_attack": "fgsm", "ema_decay": 0.5, "max_grad_norm": 0.5,
+        "accumulation_steps": 2,
+    },
+}  # fmt: skip
 
 
 class Stopped(Exception):
@@ -54,8 +64,20 @@ class Stopped(Exception):
 
 
 def run_of(method, output, resume=False, save_every=0.0, **changes):
-    settings = SETTINGS | METHODS[method] | changes
-    return TrainingRun(TrainConfig(method=method, output=output, **settings), resume=resume, save_every=save_every)
+    settings = SETTINGS | {"method": method} | METHODS[method] | changes
+    if "extra_fraction" in settings:
+        settings["extra_data"] = extra_images()
+    return TrainingRun(TrainConfig(output=output, **settings), resume=resume, save_every=save_every)
+
+
+@cache
+def extra_images():
+    """A file of 9 images, which go into 8 a pass of the data set's own, so that passes over them cross epochs."""
+    path = Path(tempfile.mkdtemp()) / "extra.npz"
+    atexit.register(shutil.rmtree, path.parent)
+    draw = np.random.RandomState(0)
+    np.savez(path, image=draw.randint(0, 256, (9, 8, 8, 1), dtype=np.uint8), label=draw.randint(0, 10, 9))
+    return path
 
 
 @contextmanager
@@ -105,7 +127,7 @@ def assert_same(found, expected):
 
 def assert_same_results(folder, expected):
     assert logged(folder) == logged(expected)
-    for name in ("model.safetensors", "maximizer.safetensors"):
+    for name in ("model.safetensors", "best.safetensors", "maximizer.safetensors"):
         assert (folder / name).exists() == (expected / name).exists()
         if (expected / name).exists():
             assert_same(load_file(folder / name), load_file(expected / name))
@@ -166,11 +188,14 @@ def test_a_run_that_is_stopped_between_the_log_of_an_epoch_and_its_save(unbroken
 def test_a_run_that_is_stopped_after_its_last_minibatch(unbroken, tmp_path, monkeypatch):
     """While it writes its results, or tests them; in the end it says that it is at its end, and what it found."""
     method, folder, expected = unbroken
-    for module, name in (("adt_fast.experiment.save_model", "model"), ("adt_fast.experiment.evaluate", "test")):
-        run = run_of(method, tmp_path / "run", resume=name == "test")
-        assert run.stands_at == ("the beginning" if name == "model" else "the end of the last epoch")
+    def save_all_but_the_last(path, *arguments, **options):
+        return stop() if path.name == "model.safetensors" else save_model(path, *arguments, **options)
+
+    for name, instead in (("save_model", save_all_but_the_last), ("evaluate", stop)):
+        run = run_of(method, tmp_path / "run", resume=name == "evaluate")
+        assert run.stands_at == ("the beginning" if name == "save_model" else "the end of the last epoch")
         with monkeypatch.context() as patched, pytest.raises(Stopped):
-            patched.setattr(module, stop)
+            patched.setattr(f"adt_fast.experiment.{name}", instead)
             assert_same(finish(run), expected)
             assert_same_results(tmp_path / "run", folder)
             run.evaluate()
@@ -178,13 +203,15 @@ def test_a_run_that_is_stopped_after_its_last_minibatch(unbroken, tmp_path, monk
         file.write('{"time": "2020-01-01T00:00:00.000+00:00", "event": "te')
     run = run_of(method, tmp_path / "run", resume=True)
     assert run.is_trained and run.results is None and run.stands_at == "the test of the trained model"
-    assert_same(run.model.state_dict(), expected["model"])
+    assert_same(run.trained_model.state_dict(), (expected["average"] or expected)["model"])
     assert_same(run.trainer.state_dict()["joint"], expected["joint"])
     run.train()
     results = run.evaluate()
-    assert logged(tmp_path / "run")[:-1] == logged(folder) and logged(tmp_path / "run")[-1]["event"] == "test"
+    tests = 1 if run.validation is None else 2
+    assert logged(tmp_path / "run")[:-tests] == logged(folder)
+    assert [line["event"] for line in logged(tmp_path / "run")[-tests:]] == ["test"] * tests
     ended = run_of(method, tmp_path / "run", resume=True)
-    assert ended.stands_at == "the end" and ended.results == results
+    assert ended.stands_at == "the end" and ended.results == results and ended.best_results == run.best_results
 
 
 def stop(*arguments, **options):
@@ -634,6 +661,16 @@ def test_the_same_command_resumes(tmp_path):
         (["--test-limit", "9"], "test_limit must be 8"),
         (["--schedule", "step"], "schedule must be 'one-cycle'"),
         (["--label-smoothing", "0.1"], "label_smoothing must be 0.0"),
+        (["--flip", "true"], "flip must be False"),
+        (["--cutout", "2"], "cutout must be 0"),
+        (["--extra-data", "more.npz"], "extra_data must be None"),
+        (["--drop-last"], "drop_last must be False"),
+        (["--validation-images", "8"], "validation_images must be 0"),
+        (["--ema-decay", "0.5"], "ema_decay must be None"),
+        (["--max-grad-norm", "1"], "max_grad_norm must be None"),
+        (["--accumulation-steps", "2"], "accumulation_steps must be 1"),
+        (["--tensorboard"], "tensorboard must be False"),
+        (["--wandb", "mine"], "wandb must be None"),
         (["--samples", "3"], "samples is no option of method 'standard'"),
         (["--config", "cifar10-cpu"], "dataset must be 'digits'"),
         (["--save-every", "-1"], "save_every must be >= 0"),

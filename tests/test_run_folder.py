@@ -1,6 +1,7 @@
 """The folder of a run: one process at a time has it, whatever becomes of that one; and what it tells of the run."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,8 +121,9 @@ def compete(barrier, pipe, root):
 def test_of_two_processes_that_start_at_once_one_gets_the_folder(context, tmp_path):
     barrier, pipes = context.Barrier(2), [context.Pipe() for _ in range(2)]
     processes = [context.Process(target=compete, args=(barrier, there, tmp_path)) for _, there in pipes]
-    for process in processes:
+    for process, (_, there) in zip(processes, pipes):
         process.start()
+        there.close()
     (one, ones, one_named), (other, others, other_named) = (here.recv() for here, _ in pipes)
     for process in processes:
         process.join()
@@ -201,6 +204,39 @@ def test_a_used_folder_is_refused_and_one_with_a_lock_alone_is_empty(tmp_path):
     with pytest.raises(ValueError, match=r"has no config\.yaml"):
         RunFolder(tmp_path, resume=True)
     assert contents(tmp_path) == before and not (tmp_path / ".lock").exists(), "nothing is left in others' folders"
+
+
+def test_a_run_that_comes_and_goes_meanwhile_is_seen(tmp_path, monkeypatch):
+    class AfterAnother(_folder_lock.FolderLock):
+        def __init__(self, folder):
+            super().__init__(folder)
+            (folder / "config.yaml").touch()
+
+    monkeypatch.setattr("adt_fast.run_folder.FolderLock", AfterAnother)
+    with pytest.raises(ValueError, match="must be a new or an empty folder"):
+        RunFolder(tmp_path / "run")
+
+
+def test_a_name_that_another_process_has_just_taken_is_passed_over(tmp_path, monkeypatch):
+    names = iter([tmp_path / "taken", tmp_path / "free"])
+    monkeypatch.setattr("adt_fast.run_folder.name_by_time", lambda prefix: next(names))
+    (tmp_path / "taken").mkdir()
+    assert RunFolder.named_by_time("runs/any").path == tmp_path / "free"
+
+
+@pytest.mark.parametrize(
+    "written, holder", [(b'{"pid": 7, "host": "here", "time": "now"}\n', "process 7 on here since now"),
+                        (b'{"pid": 7', "another process")],
+)  # fmt: skip
+def test_a_holder_may_need_a_moment_to_tell_who_it_is(written, holder, tmp_path, monkeypatch):
+    monkeypatch.setattr(_folder_lock, "_SECONDS_TO_WRITE", 0.3)
+    with open(tmp_path / ".lock", "wb", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        timer = threading.Timer(0.05, file.write, [written])
+        timer.start()
+        with pytest.raises(ValueError, match=f"is in use by {holder};"):
+            RunFolder(tmp_path)
+        timer.join()
 
 
 # Where there is nothing to write to

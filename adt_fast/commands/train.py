@@ -85,8 +85,7 @@ def _train(run: TrainingRun) -> None:
         say(f"going on at {run.stands_at}")
     with begun(_how_to_go_on(run)):
         run.train(report=lambda *results: _say_above_bar(say, _epoch_line(*results, run.config.epochs)))
-        if run.results is None:
-            run.evaluate()
+        run.evaluate()
     say(f"\n{accuracy_table(run.results)}")
     if run.best_results is not None:
         best = run.validation.best
