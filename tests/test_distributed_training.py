@@ -6,7 +6,6 @@ import copy
 import os
 import re
 import signal
-import textwrap
 import time
 from pathlib import Path
 
@@ -23,14 +22,15 @@ from two_processes import SIZE, Failed, Torchrun, TwoProcesses
 from adt_fast import NoiseStream, cli
 from adt_fast.checkpoint import load_checkpoint, pack_state
 from adt_fast.config import TrainConfig
-from adt_fast.data import ImageData
+from adt_fast.data import BatchLoader, ImageData, load_dataset
 from adt_fast.evaluation import evaluate
 from adt_fast.experiment import TrainingRun
 from adt_fast.input_gradient import FLOAT32
 from adt_fast.methods import create_method
-from adt_fast.models import convert_sync_batchnorm
+from adt_fast.models import convert_sync_batchnorm, create_model
 from adt_fast.processes import Processes
-from adt_fast.trainer import Trainer
+from adt_fast.run_checkpoint import RunCheckpoint
+from adt_fast.trainer import ADTExpTrainer, Trainer
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own"),
@@ -140,7 +140,7 @@ def test_equal_images_are_perturbed_by_other_noise_in_each_process(two):
     torch.testing.assert_close(torch.cat([first, second]), perturb_equal_images(0, 1), rtol=1e-7, atol=1e-9)
 
 
-def average_nothing(rank, size):
+def own_batch_norm(rank, size):
     """A model whose batch norm is of its own images: statistics are averaged, so that the attacks are on one model."""
     trainer = trainer_of("at-pgd", torch.float64, size, options={"steps": 2})
     for step, count in enumerate(SIZES):
@@ -150,7 +150,7 @@ def average_nothing(rank, size):
 
 
 def test_processes_have_one_model_where_each_normalises_its_own_images(two):
-    first, second = two(average_nothing)
+    first, second = two(own_batch_norm)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert first["norm.running_mean"].abs().max() > 0
 
@@ -230,6 +230,29 @@ def test_a_command_in_two_processes_is_that_in_one(tmp_path, capfd):
     assert configs[0] | {"output": "two"} == configs[1]
 
 
+def test_jointly_trained_networks_normalise_all_images(two, tmp_path):
+    """In a run's first step. After it, Adam makes a whole step of what is rounding in a gradient."""
+    changes = JOINT | {"precision": "fp32", "epochs": 1, "batch_size": 45, "recipe": "paper"}
+    two(run_here, tmp_path / "two", changes)
+    one = run_of(tmp_path / "one", **changes)
+    one.train(progress=False)
+    one.close()
+    (found, *_), (wanted, *_) = (logged(tmp_path / name) for name in ("two", "one"))
+    assert (found["loss"], found["penalty"]) == pytest.approx((wanted["loss"], wanted["penalty"]), rel=1e-5)
+    found, wanted = (load_checkpoint(tmp_path / name / "maximizer.safetensors")[0] for name in ("two", "one"))
+    statistics = [name for name in wanted if "running" in name]
+    assert any(name.startswith("generator") for name in statistics) and any("encoder" in name for name in statistics)
+    for name in statistics:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5)
+
+
+def guard_here(rank, size, output, changes):
+    """The state of the precision guard, among others, in a run that was resumed."""
+    run = run_of(output, Processes(dist.group.WORLD), True, **changes)
+    run.close()
+    return run.trainer.method.maximizer.input_gradient.state_dict()
+
+
 @pytest.fixture(scope="module")
 def unbroken(two, tmp_path_factory):
     """The folder of a run in two processes that nobody stopped."""
@@ -250,6 +273,8 @@ def test_jointly_trained_networks_go_on_bit_for_bit(two, tmp_path):
     """In 16 bits, with a precision guard in each process."""
     two(run_here, tmp_path / "unbroken", JOINT)
     two(stopped_here, tmp_path / "run", JOINT, 2, Stopped)
+    guards = [process["engine"] for process in RunCheckpoint(tmp_path / "run").load()["trainer"]["processes"]]
+    assert two(guard_here, tmp_path / "run", JOINT) == guards and guards[0] != guards[1]
     for stands_at, _ in two(run_here, tmp_path / "run", JOINT, True):
         assert stands_at == "epoch 1 of 2, minibatch 3 of 3"
     assert_same_results(tmp_path / "run", tmp_path / "unbroken")
@@ -355,7 +380,7 @@ def test_a_folder_in_use_is_an_error_that_is_said_once(tmp_path):
 FAILING = """
 import os, sys, torch
 from adt_fast import cli
-from adt_fast.trainer import Trainer
+from adt_fast.trainer import ADTExpTrainer, Trainer
 
 step = Trainer.step
 
@@ -383,16 +408,14 @@ def test_a_process_that_fails_ends_all(tmp_path):
 
 def own_loop(rank, size, example):
     """The weights that an example ends with, in the group that there is."""
-    namespace = {}
+    namespace = {"torch": torch, "ADTExpTrainer": ADTExpTrainer, "BatchLoader": BatchLoader,
+                 "load_dataset": load_dataset, "create_model": create_model}  # fmt: skip
+    torch.manual_seed(rank)
     exec(re.sub(r"dist\.(init|destroy)_process_group\(.*\)", "pass", example), namespace)
     return {name: value.clone() for name, value in namespace["trainer"].trained_model.state_dict().items()}
 
 
-@pytest.mark.parametrize("loader", ["BatchLoader", "DistributedSampler"])
-def test_the_example_of_the_documentation(loader, two):
-    page = [block.text for block in blocks(ROOT / "docs" / "training.md")]
-    (example,) = (text for text in page if "DistributedDataParallel(" in text)
-    if loader == "DistributedSampler":
-        example = example.replace(*(textwrap.dedent(part) for part in DISTRIBUTED_SAMPLER))
+def test_the_example_of_the_documentation(two):
+    (example,) = (block.text for block in blocks(ROOT / "docs" / "training.md") if "DistributedSampler" in block.text)
     first, second = two(own_loop, example)
     torch.testing.assert_close(first, second, rtol=0, atol=0)

@@ -41,7 +41,7 @@ NOT_RUN = {
     "python -m benchmarks.": "tests/test_benchmarks.py and its neighbours run them, smaller",
     "benchmarks/gpu_suite.sh": "is for GPU machines, and takes an hour",
     "tensorboard": "serves pages until it is stopped",
-    "torchrun": "starts processes, as tests/test_joint_processes.py does",
+    "torchrun": "starts processes, as tests/test_distributed_training.py does",
 }
 """Commands, by how they begin, and why they are not run."""
 
@@ -96,6 +96,9 @@ GIVEN = {
 }
 """What the Python of a page takes for granted."""
 
+ONE_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+"""The environment of a process that torchrun has started alone."""
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -149,7 +152,8 @@ def test_examples(page, world, tmp_path, monkeypatch, capsys):
     publish(md5s, monkeypatch)
     for module in ("wandb", "torch.utils.tensorboard"):  # tests/test_loggers.py has the real ones, where they are
         monkeypatch.setitem(sys.modules, module, MagicMock(**{"init.return_value.step": 0}))
-    monkeypatch.setenv("ADT_FAST_DATA", str(folder / "DIR"))
+    for name, value in {**ONE_OF_ONE, "ADT_FAST_DATA": str(folder / "DIR")}.items():
+        monkeypatch.setenv(name, value)
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     namespace = {"torch": torch}
