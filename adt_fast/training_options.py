@@ -83,7 +83,8 @@ class LoopOptions:
     memory, the same noise and the same mean gradient, but batch norm sees a part at a time."""
 
     sync_batchnorm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """With several processes, batch norm takes its statistics over the whole minibatch, not over a process's share."""
+    """With several processes, batch norm takes its statistics over the whole minibatch, not over a process's share; in
+    jointly trained networks too."""
 
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write the metrics for TensorBoard too, into the folder tensorboard of the run's."""

@@ -180,11 +180,10 @@ def _rows(measured: dict[str, Any]) -> list[list[str]]:
     timings = measured["steps"] | {
         f"all-reduce of {one['bytes'] / 1e6:.1f} MB ({one['model']})": one for one in measured["all_reduce"]
     }
-    rows += [
-        [name, f"{one['median_ms']:.1f}", f"{one['p10_ms']:.1f} to {one['p90_ms']:.1f}"] for name, one in timings.items()
-    ]
-    shares = ("exchange_share", "speedup", "efficiency", "speedup_of_threads", "relative_error")
-    return rows + [[name.replace("_", " "), f"{measured[name]:.3g}", ""] for name in shares]
+    for name, one in timings.items():
+        rows.append([name, f"{one['median_ms']:.1f}", f"{one['p10_ms']:.1f} to {one['p90_ms']:.1f}"])
+    ratios = ("exchange_share", "speedup", "efficiency", "speedup_of_threads", "relative_error")
+    return rows + [[name.replace("_", " "), f"{measured[name]:.3g}", ""] for name in ratios]
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def fixed_bytes(network: Network) -> dict[str, int]:
 def image_bytes(network: Network, samples: int) -> dict[str, int]:
     """What a GPU holds for each of its images: activations of the training pass, and the distribution with its samples.
 
-    mu, rho and two accumulators of their gradients in float32, k samples and their gradients in 16 bits. The
+    The image, mu, rho and the accumulators of their gradients in float32, k samples and their gradients in 16 bits. The
     activations of the inner maximisation come before those of the training pass, in chunks that fit.
     """
     elements = 3 * SIDE**2
@@ -172,6 +172,9 @@ def tables(images: int, epochs: int, rates: Rates) -> dict[str, list[Sequence[st
     cost: list[Sequence[str]] = [
         ("network", "weights", "forward, GFLOP", "input gradient", "training", "kept to train, MB", "to attack, MB")
     ]
+    exchange: list[Sequence[str]] = [
+        ("network", "gradients, MB", "a GPU sends, MB", "ms among 8 GPUs", "ms among 64")
+    ]
     memory: list[Sequence[str]] = [("network", "whatever the batch, GB", "an image, k 5, MB", "images in 141 GB")]
     time: list[Sequence[str]] = [
         ("network", "method", "TFLOP an image", "efficiency, 8 GPUs", "64 GPUs", "days, 8 GPUs", "64 GPUs")
@@ -180,12 +183,18 @@ def tables(images: int, epochs: int, rates: Rates) -> dict[str, list[Sequence[st
         flops = (f"{count / 1e9:.1f}" for count in (one.flops.forward, one.flops.input_gradient, one.flops.training))
         kept = (f"{count / 1e6:.0f}" for count in (one.training_bytes, one.attack_bytes))
         cost.append((one.name, f"{one.parameters:,}", *flops, *kept))
+        gradients = 4 * one.parameters / 1e6
+        spans = (f"{1e3 * exchange_seconds(one, gpus, rates):.1f}" for gpus in (8, 64))
+        exchange.append((one.name, f"{gradients:.0f}", f"{2 * 63 / 64 * gradients:.0f}", *spans))
         fixed, each = sum(fixed_bytes(one).values()), sum(image_bytes(one, 5).values())
         fitting = int((CARD_BYTES - fixed) // each)
         memory.append((one.name, f"{fixed / 1e9:.2f}", f"{each / 1e6:.0f}", f"{fitting}"))
         for schedule, (steps, samples) in SCHEDULES.items():
             shares = (f"{efficiency(one, schedule, gpus, images, rates):.1%}" for gpus in (8, 64))
-            spans = (f"{days(one, schedule, gpus, images, epochs, rates):.2f}" for gpus in (8, 64))
+            spans = (f"{days(one, schedule, gpus, images, epochs, rates):.2g}" for gpus in (8, 64))
             work = one.flops.of_step(1, steps * samples) / 1e12
             time.append((one.name, schedule, f"{work:.2f}", *shares, *spans))
-    return {"cost of an image": cost, "memory of a GPU": memory, f"time of {epochs} epochs": time}
+    return {
+        "cost of an image": cost, "exchange of a step": exchange, "memory of a GPU": memory,
+        f"time of {epochs} epochs": time,
+    }  # fmt: skip
