@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ._state_checks import check_keys, check_network_state, check_optimizer_state
+from torch.optim.lr_scheduler import LRScheduler
+
+from ._checks import shown
+from ._state_checks import alike, check_keys, check_network_state, check_optimizer_state, check_random_state
 from .fit_progress import FitProgress
 from .model_state import unwrap
 from .noise import NoiseStream
@@ -51,8 +54,22 @@ def check_trainer_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
     if state["fit"] is not None:
         check_keys("state of the fit", state["fit"], ("progress", "scheduler", "random"))
         FitProgress.from_state(state["fit"]["progress"])
+        check_random_state("random part of the fit's state", state["fit"]["random"])
+        scheduler = state["fit"]["scheduler"]
+        if not isinstance(scheduler, (Mapping, type(None))):
+            raise ValueError(f"state of the scheduler must be a dict or None, got {type(scheduler).__name__}")
+
+
+def check_scheduler_state(scheduler: LRScheduler, state: object) -> None:
+    """Raises ValueError where it is not of a scheduler of that kind, whose attributes it would become."""
+    mine = scheduler.state_dict()
+    check_keys("state of the scheduler", state, mine)
+    for name, value in mine.items():
+        if not alike(value, state[name]):
+            raise ValueError(f"state of the scheduler has {name}={shown(state[name])}, and this one {shown(value)}, "
+                             "another kind of value")
 
 
 def _check_kind(what: str, mine: object, state: Mapping[str, Any]) -> None:
-    if state["kind"] != type(mine).__name__:
-        raise ValueError(f"state must be of a {type(mine).__name__} as {what}, got that of a {state['kind']}")
+    if not isinstance(state["kind"], str) or state["kind"] != type(mine).__name__:
+        raise ValueError(f"state must be of a {type(mine).__name__} as {what}, got that of a {shown(state['kind'])}")

@@ -28,6 +28,8 @@ from .models import create_model
 FORMAT_VERSION = 1
 
 _ENTRY = "adt_fast"
+_LONGEST_REASON = 500
+"""Characters of a message that may come from a hostile file."""
 _DTYPES = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
@@ -117,14 +119,42 @@ def pack_state(state: Any) -> tuple[dict[str, Tensor], Any]:
 
 
 def unpack_state(tensors: Mapping[str, Tensor], structure: Any) -> Any:
-    """The state that `pack_state` was given; tuples come back as lists."""
+    """The state that `pack_state` was given; tuples come back as lists.
+
+    Raises CheckpointError where the structure is not of `pack_state`, or names a tensor that is not there.
+    """
     if not isinstance(structure, dict):
+        if isinstance(structure, list):
+            raise CheckpointError("the structure of a state must be of dicts and plain values, it holds a list")
         return structure
-    if "tensor" in structure:
-        return tensors[structure["tensor"]]
-    if "list" in structure:
-        return [unpack_state(tensors, item) for item in structure["list"]]
-    return {key: unpack_state(tensors, item) for key, item in structure["dict"]}
+    try:
+        ((kind, content),) = structure.items()
+        if kind == "tensor":
+            return tensors[content]
+        if kind == "list" and isinstance(content, list):
+            return [unpack_state(tensors, item) for item in content]
+        if kind == "dict" and isinstance(content, list):
+            return {key: unpack_state(tensors, item) for key, item in content}
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        what = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+        raise CheckpointError(f"the structure of a state is not as adt_fast writes it ({what})") from error
+    raise CheckpointError(f"the structure of a state is not as adt_fast writes it: it has {str(kind)[:80]!r}")
+
+
+def load_state(path: str | os.PathLike[str], entry: str, what: str) -> tuple[Any, dict[str, Any]]:
+    """A state that was packed and saved with its structure under `entry` of the metadata; and all of these.
+
+    what: the file holds, in words, for messages. Raises OSError and CheckpointError, see `load_checkpoint`.
+    """
+    tensors, metadata = load_checkpoint(path)
+    if entry not in metadata:
+        raise CheckpointError(f"{path} is a checkpoint, but not of {what}")
+    try:
+        return unpack_state(tensors, metadata[entry]), metadata
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def save_model(
@@ -218,7 +248,7 @@ def _read_foreign(path: Path, content: bytes, options: dict[str, Any]) -> tuple[
     try:
         found = from_foreign(read_file(content), **options)
     except UnknownCheckpoint as error:
-        raise CheckpointError(f"{path} {error}") from error
+        raise CheckpointError(f"{path} {str(error)[:_LONGEST_REASON]}") from error
     extra = {"source": {"file": path.name, **found.source}}
     return found.state, {"model_name": found.model_name, "model_kwargs": found.model_kwargs, "extra": extra}
 

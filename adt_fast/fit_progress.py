@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ._checks import check_int
-from ._state_checks import check_keys
+from ._checks import check_int, shown
+from ._state_checks import check_keys, check_random_state, is_number
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,16 @@ class FitProgress:
             ValueError, TypeError: if it is something else.
         """
         check_keys("state of the fit", state, [one.name for one in fields(cls)])
-        check_keys("settings of the fit", state["settings"], [one.name for one in fields(FitSettings)])
-        check_keys("sums of the fit", state["sums"], [one.name for one in fields(EpochSums)])
+        _check_plain("settings of the fit", state["settings"], FitSettings)
+        _check_plain("sums of the fit", state["sums"], EpochSums)
+        if not isinstance(state["results"], (list, tuple)):
+            raise ValueError(f"results of the fit must be a list, got {type(state['results']).__name__}")
         for result in state["results"]:
-            check_keys("a result of the fit", result, [one.name for one in fields(EpochResult)])
-        check_int("batches of the fit", state["sums"]["batches"], 0, 2**63)
+            _check_plain("a result of the fit", result, EpochResult)
+        if state["loader_epoch"] is not None:
+            check_int("loader_epoch of the fit", state["loader_epoch"], 0, 2**63)
+        if state["random_at_start"] != {}:
+            check_random_state("random_at_start of the fit", state["random_at_start"])
         return cls(
             FitSettings(**state["settings"]),
             [EpochResult(**result) for result in state["results"]],
@@ -148,3 +153,14 @@ class FitProgress:
             state["loader_epoch"],
             dict(state["random_at_start"]),
         )
+
+
+def _check_plain(what: str, state: object, kind: type) -> None:
+    """Raises ValueError where a state is not of a dataclass of plain values: texts, whole numbers >= 0, and numbers."""
+    check_keys(what, state, [one.name for one in fields(kind)])
+    for one in fields(kind):
+        value, wanted = state[one.name], str(one.type)
+        is_whole = type(value) is int and 0 <= value < 2**63
+        kinds = {"None": value is None, "str": isinstance(value, str), "int": is_whole, "float": is_number(value)}
+        if not any(kinds[option] for option in wanted.split(" | ")):
+            raise ValueError(f"{what} must have a {one.name} of the kind {wanted}, got {shown(value)}")

@@ -67,9 +67,14 @@ class RunFolder:
             file.write(json.dumps({"time": _now(), **metrics}) + "\n")
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl with ``event=name``; one that a kill cut short is none."""
+        """The lines of metrics.jsonl with ``event=name``; one that a kill cut short is none.
+
+        Raises:
+            ValueError: if a line is not of :meth:`log`; the message names file and line.
+        """
         lines = self._metrics.read_bytes().split(b"\n")[:-1] if self._metrics.exists() else []
-        return [line for line in map(json.loads, lines) if line["event"] == name]
+        events = (_event(self._metrics, number, line) for number, line in enumerate(lines, 1))
+        return [event for event in events if event["event"] == name]
 
     def sync_metrics(self) -> int:
         """The length of metrics.jsonl in bytes, all of which are on the disk now."""
@@ -130,6 +135,16 @@ def check_new(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"output must be a new or an empty folder, but {path} holds something already; "
                          "give another name")
+
+
+def _event(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number too long
+        raise ValueError(f"{path} is damaged: its line {number} is no JSON ({error})") from error
+    if not isinstance(event, dict) or "event" not in event:
+        raise ValueError(f"{path} is damaged: its line {number} is no JSON object with an event")
+    return event
 
 
 def _now() -> str:

@@ -20,7 +20,7 @@ from ._batch_check import BatchCheck
 from ._checks import check_choice, check_int
 from ._optimizer_state import load_optimizer_state
 from ._random_state import random_state, restore_random_state
-from ._trainer_state import check_trainer_state, trainer_state
+from ._trainer_state import check_scheduler_state, check_trainer_state, trainer_state
 from .attacks import ExpRecipe
 from .attacks.recipes import RecipeName
 from .data import BatchLoader
@@ -239,6 +239,7 @@ class Trainer:
         else:
             self._progress.settings.check_same(settings)
             if scheduler is not None:
+                check_scheduler_state(scheduler, restored["scheduler"])
                 scheduler.load_state_dict(restored["scheduler"])
             for group, saved in zip(self.optimizer.param_groups, restored["groups"], strict=True):
                 group.update(saved)  # a new scheduler has set them to those of the first step
