@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ._checks import COMPUTE_DTYPES
 from .model_state import device_of, model_mode, unwrap
+
+
+def pairs(name: str, batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """The batches, each of which has to be a pair. name: what error messages call them.
+
+    Raises:
+        TypeError: if they are none that can be iterated over, or one is no pair.
+    """
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"{name} must give batches (images, labels), got {type(batches).__name__}")
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            length = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            raise TypeError(f"{name} must give batches (images, labels), got a {type(batch).__name__}{length}")
+        yield batch[0], batch[1]
 
 
 class BatchCheck:
@@ -39,9 +57,9 @@ class BatchCheck:
     def _check_images(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
-        if images.dtype not in COMPUTE_DTYPES:
-            raise TypeError(f"images must be float32 (or float64) in [{self.lower:g}, {self.upper:g}], "
-                            f"got {images.dtype}")
+        if images.dtype not in COMPUTE_DTYPES or images.layout != torch.strided:
+            raise TypeError(f"images must be dense, float32 (or float64) in [{self.lower:g}, {self.upper:g}], "
+                            f"got {images.dtype}, {images.layout}")
         if images.dim() != 4 or images.numel() == 0:
             raise ValueError(f"images must be a batch [B, C, H, W] that is not empty, got {list(images.shape)}")
         device = device_of(self.model)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ._atomic_file import atomic_file
 from .checkpoint_layouts import UnknownCheckpoint, from_foreign, is_torch_file, read_file
+from .model_state import check_model
 from .models import create_model
 
 FORMAT_VERSION = 1
@@ -172,6 +173,10 @@ def save_model(
     Raises ValueError, before anything is written, where create_model(model_name, **model_kwargs) makes another model
     than this one; and what `create_model` and `save_checkpoint` raise.
     """
+    check_model(model)
+    for argument, value in (("model_kwargs", model_kwargs), ("extra", extra)):
+        if not isinstance(value, (dict, type(None))):
+            raise TypeError(f"{argument} must be a dict or None, got {type(value).__name__}")
     metadata = {"model_name": model_name, "model_kwargs": model_kwargs or {}, "extra": extra or {}}
     _check_metadata(metadata)
     state = model.state_dict()
@@ -311,6 +316,8 @@ def _read_entry(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"tensors must be a dict of names and tensors, got {type(tensors).__name__}")
     for name, tensor in tensors.items():
         if not isinstance(name, str):
             raise TypeError(f"tensors must have str names, got {name!r}")

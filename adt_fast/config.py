@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import tyro
 
 from ._arguments import Folder, Integer, Number, Text, argument, default_is
-from ._checks import check_int
+from ._checks import check_choice, check_finite, check_int
 from ._suggest import unknown_name_message
 from .data import dataset_names
 from .input_gradient import EngineOptions, Precision
@@ -163,6 +163,10 @@ class TrainConfig(MethodOptions, _Task):
             raise ValueError("epsilon must be given with norm l2, as a Euclidean length such as 0.5: the defaults are "
                              "radii of the L-infinity ball")
         config = replace(self, device=str(device), **self._dataset_defaults(device), **self._method_defaults())
+        choices = {"schedule": get_args(ScheduleName), "graph": ("auto", "on", "off"),
+                   "model_mode": get_args(ModelMode), "outer_mode": get_args(ModelMode)}
+        for name, known in choices.items():
+            check_choice(name, getattr(config, name), known)
         for name in ("epochs", "batch_size"):
             check_int(name, getattr(config, name), 1, 2**31)
         for name in ("train_limit", "test_limit"):
@@ -300,6 +304,7 @@ def check_known(kind: str, name: str, known: tuple[str, ...]) -> None:
 
 
 def _check_number(name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf) -> None:
-    if not (value > above and value >= at_least and math.isfinite(value)):
+    check_finite(name, value)
+    if not (value > above and value >= at_least):
         wanted = f"> {above:g}" if above > -math.inf else f">= {at_least:g}"
         raise ValueError(f"{name} must be {wanted}, got {value}")

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from ._batch_check import BatchCheck
+from ._batch_check import BatchCheck, pairs
 from ._checks import check_choice, check_int
 from ._optimizer_state import load_optimizer_state
 from ._random_state import random_state, restore_random_state
@@ -161,7 +161,14 @@ class Trainer:
         """
         check_int("epochs", epochs, 1, 2**31)
         check_choice("schedule_every", schedule_every, ("epoch", "step"))
-        callbacks = list(callbacks)
+        if not isinstance(loader, Iterable):
+            raise TypeError(f"loader must give batches (images, labels), got {type(loader).__name__}")
+        if scheduler is not None and not isinstance(scheduler, LRScheduler):
+            raise TypeError(f"scheduler must be a torch.optim.lr_scheduler.LRScheduler, got {type(scheduler).__name__}")
+        callbacks = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+        for name, call in (*(("callbacks", call) for call in callbacks), ("between_steps", between_steps)):
+            if not callable(call) and not (name == "between_steps" and call is None):
+                raise TypeError(f"{name} must be callable, got {type(call).__name__}")
         batches = len(loader) if isinstance(loader, Sized) else None
         kind = None if scheduler is None else type(scheduler).__name__
         state = self._begin(FitSettings(epochs, schedule_every, kind, type(loader).__name__, batches), scheduler)
@@ -295,7 +302,7 @@ class Trainer:
         """The minibatches of an epoch that are not done yet."""
         if isinstance(loader, BatchLoader):
             return loader.from_batch(done)
-        device, rest = device_of(self.model), islice(loader, done, None)
+        device, rest = device_of(self.model), pairs("loader", islice(loader, done, None))
         return rest if device is None else prefetched(rest, device)
 
     def _outer_autocast(self, images: Tensor) -> torch.autocast:

@@ -190,6 +190,7 @@ def copied(value: Any) -> Any:
 
 def sealed(tensors: dict[str, torch.Tensor], metadata: Any, **entry: Any) -> bytes:
     """A checkpoint of ours with whatever metadata, and the checksum that belongs to it."""
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     try:
         entry = {"format_version": 1, "sha256": digest(tensors, metadata), "metadata": metadata} | entry
         return safetensors.torch.save(tensors, {"adt_fast": json.dumps(entry)})
@@ -380,7 +381,9 @@ def foreign_model(rng: Random) -> Case:
     done, state = other_tensors(rng, state)
     if done == "tensor left out" and rng.random() < 0.5:
         state["block1.layer.99999999999.conv1.weight"] = torch.zeros(1)
-    return done, safetensors.torch.save({name: tensor.clone() for name, tensor in state.items()})
+    return done, safetensors.torch.save(
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    )
 
 
 # ---- Pickles -----------------------------------------------------------------------------------------------------

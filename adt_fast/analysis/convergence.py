@@ -120,6 +120,8 @@ def exp_convergence(
     """
     check_int("steps", steps, 0, 2**31 - 1)
     check_int("seed", seed, 0, 2**63)
+    if not isinstance(models, Mapping) or not all(isinstance(model, nn.Module) for model in models.values()):
+        raise TypeError("models must be a dict of names and torch.nn.Modules")
     if not models:
         raise ValueError("models must have at least one, it is empty")
     losses, accuracies, images = [], [], 0

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import check_int
+from .._checks import check_bool, check_int
 from . import augment
 from .images import ImageData
 
@@ -53,6 +53,9 @@ class BatchLoader:
         check_int("batch_size", batch_size, 1, 2**31)
         check_int("crop_padding", crop_padding, 0, min(data.images.shape[2:]))
         check_int("seed", seed, 0, 2**64)
+        settings = {"shuffle": shuffle, "flip": flip, "drop_last": drop_last, "channels_last": channels_last}
+        for name, value in settings.items():
+            check_bool(name, value)
         if drop_last and batch_size > len(data):
             raise ValueError(
                 f"batch_size must be at most {len(data)}, the number of images, with drop_last=True; "
