@@ -1,13 +1,39 @@
-"""Drives CMakeLists.txt, the one description of the native build."""
+"""Drives CMakeLists.txt, the one description of the native build, and notes the commit that is built."""
 
 import os
+import runpy
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
+COMMIT = runpy.run_path(str(ROOT / "adt_fast" / "_commit.py"))
+
+
+def note_commit(root: str) -> None:
+    """In a tree of files that is to be packed, never in the sources: those of a checkout ask git."""
+    (Path(root) / "adt_fast" / COMMIT["BAKED_NAME"]).write_text(COMMIT["commit"]() + "\n")
+
+
+class BuildPython(build_py):
+    """Adds the commit; an editable install has no files of its own to add it to."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            note_commit(self.build_lib)
+
+
+class SourceDistribution(sdist):
+    """Adds the commit, for wheels are built from here too, without git."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        note_commit(base_dir)
 
 
 class CMakeExtension(Extension):
@@ -49,4 +75,7 @@ class CMakeBuild(build_ext):
             self.copy_file(str(built), str(beside))
 
 
-setup(ext_modules=[CMakeExtension("adt_fast._C")], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[CMakeExtension("adt_fast._C")],
+    cmdclass={"build_ext": CMakeBuild, "build_py": BuildPython, "sdist": SourceDistribution},
+)

@@ -157,6 +157,13 @@ def check_not_negative(name: str, value: float, dtype: torch.dtype = torch.float
         raise ValueError(f"{name} must be >= 0, got {value}")
 
 
+def check_positive(name: str, value: float) -> None:
+    """A finite number > 0."""
+    check_finite(name, value)
+    if value <= 0:
+        raise ValueError(f"{name} must be > 0, got {value}")
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ._commit import commit
+
 BACKEND_VARIABLE = "ADT_FAST_BACKEND"
 INSTRUCTION_SET_VARIABLE = "ADT_FAST_CPU_ISA"
 
@@ -72,6 +74,7 @@ def build_info() -> dict[str, Any]:
         A dict of plain values:
 
         - ``version``, ``torch``, ``python``: versions.
+        - ``commit``: that of adt_fast, with ``-dirty`` behind it where its files had been changed; ``""`` if unknown.
         - ``native``: whether the native module is loaded; ``native_off_because`` says why not.
         - ``compiler``: what built it.
         - ``cpu_instruction_sets``: those built; ``cpu_instruction_set``: the one in use.
@@ -84,6 +87,7 @@ def build_info() -> dict[str, Any]:
 
     info: dict[str, Any] = {
         "version": __version__,
+        "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "native": module is not None,

@@ -27,6 +27,7 @@ from .model_state import check_model
 from .models import create_model
 
 FORMAT_VERSION = 1
+"""Of the files written; newer ones are refused."""
 
 _ENTRY = "adt_fast"
 _LONGEST_REASON = 500
@@ -227,7 +228,10 @@ def load_model(
 def read_model(
     path: str | os.PathLike[str], model_name: str | None, options: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, Any], bool]:
-    """What `load_model` gives, and whether the file is of others. options: those of `from_foreign`."""
+    """What `load_model` gives for the same `path` and `model_name`, and whether the file is of others.
+
+    options: those of `from_foreign`.
+    """
     path = Path(path)
     content = path.read_bytes()
     is_foreign = _is_foreign(content)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from ._command_line import command_line
 from .commands import COMMANDS, EntropySweep, EpochTime, Train
 from .commands.command import Command, CommandFailed
 from .config_files import ConfigFile, load_config_file
@@ -27,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         command = _parse(arguments, _config_file(arguments))
-        command()
+        with command_line(arguments):
+            command()
     except SystemExit as leaving:  # --help, or words that do not parse; tyro has said what there is to say
         return int(leaving.code or 0)
     except (ValueError, OSError, ImportError) as error:

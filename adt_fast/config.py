@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -11,58 +10,17 @@ import torch
 import tyro
 
 from ._arguments import Folder, Integer, Number, Text, argument, default_is
-from ._checks import check_choice, check_finite, check_int
+from ._checks import check_choice, check_int, check_not_negative, check_positive
 from ._suggest import unknown_name_message
 from .data import dataset_names
+from .dataset_defaults import DATASET_DEFAULTS, TEST_LIMIT_DEFAULT, by_dataset, default_test_limit
+from .devices import resolve_device
 from .input_gradient import EngineOptions, Precision
-from .method_options import METHOD_OPTIONS, MethodOptions, grouped, without_foreign_options
+from .method_options import METHOD_OPTIONS, MethodOptions, without_foreign_options
 from .methods import check_options, method_names, method_spec
 from .model_state import ModelMode
 from .schedules import ScheduleName
-
-
-@dataclass(frozen=True)
-class DatasetDefaults:
-    """What a run on a data set takes where it is not told otherwise."""
-
-    model: str
-    epochs: int
-    batch_size: int
-    epsilon: float
-    learning_rate: float
-    crop_padding: int
-    flip: bool
-    generator_width: int = 256  # of the methods that train a generator; both are the paper's
-    generator_learning_rate: float = 2e-4
-    trades_learning_rate: float | None = None  # instead of learning_rate, for the methods on the TRADES loss
-
-
-_CIFAR = DatasetDefaults("preactresnet-18", 30, 64, 8 / 255, 0.1, crop_padding=4, flip=True)
-
-DATASET_DEFAULTS = {
-    # Epsilon such that standard training breaks down while the digits can still be told apart.
-    "digits": DatasetDefaults("small-cnn", 12, 64, 0.15, 0.2, crop_padding=0, flip=False, generator_width=64,
-                              generator_learning_rate=2e-3, trades_learning_rate=0.1),
-    "cifar10": _CIFAR,
-    "cifar100": _CIFAR,
-    "svhn": replace(_CIFAR, epsilon=4 / 255, crop_padding=0, flip=False),  # not augmented, as in the paper (C.1)
-}
-"""For CIFAR and SVHN, epsilon, augmentation, batch size and learning rate are the paper's (Sections 5.1, C.1, C.3); its
-network and its 76 epochs are for the asking."""
-
-
-def _by_dataset(name: str) -> Any:
-    """The default of each data set, those of the same grouped."""
-    return default_is(grouped({dataset: getattr(values, name) for dataset, values in DATASET_DEFAULTS.items()}))
-
-
-def default_test_limit(dataset: str, device: torch.device) -> int | None:
-    """How many test images are taken where nobody says: all (None) but on a CPU, where PGD-20 takes its time."""
-    return None if dataset == "digits" or device.type != "cpu" else _CPU_TEST_LIMIT
-
-
-_CPU_TEST_LIMIT = 1000
-_TEST_LIMIT = default_is(f"all; on a CPU {_CPU_TEST_LIMIT}, for other data than digits")
+from .training_options import DataOptions, LoopOptions
 
 
 @dataclass(frozen=True)
@@ -72,7 +30,7 @@ class _Task:
     # None stands for a default that depends on the other settings; resolved() fills it in.
 
     method: Annotated[str, tyro.conf.arg(metavar="|".join(method_names()))] = "adt-exp"
-    """How to train."""
+    """Training method; `adt-fast methods` describes them."""
 
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(dataset_names()))] = "digits"
     """Images to train on; the digits come with scikit-learn."""
@@ -83,52 +41,54 @@ class _Task:
     download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Fetch the published files into --data-dir where they are not there."""
 
-    model: Annotated[str | None, Text, _by_dataset("model")] = None
+    model: Annotated[str | None, Text, by_dataset("model")] = None
     """Classifier: small-cnn, preactresnet-18, or wrn-DEPTH-WIDTH such as wrn-28-10."""
 
-    epochs: Annotated[int | None, Integer, _by_dataset("epochs")] = None
+    epochs: Annotated[int | None, Integer, by_dataset("epochs")] = None
     """Passes over the training images."""
 
-    batch_size: Annotated[int | None, Integer, _by_dataset("batch_size")] = None
+    batch_size: Annotated[int | None, Integer, by_dataset("batch_size")] = None
     """Images in a minibatch."""
 
     train_limit: Annotated[int | None, Integer, default_is("all")] = None
     """Train on the first so many images only."""
 
-    test_limit: Annotated[int | None, Integer, _TEST_LIMIT] = None
+    test_limit: Annotated[int | None, Integer, TEST_LIMIT_DEFAULT] = None
     """Test on the first so many images only."""
 
-    epsilon: Annotated[float | None, Number, _by_dataset("epsilon")] = None
+    epsilon: Annotated[float | None, Number, by_dataset("epsilon")] = None
     """Radius of the L-infinity ball, in units where images are in [0, 1]; fractions such as 8/255 will do."""
 
 
 @dataclass(frozen=True)
-class TrainConfig(MethodOptions, _Task):
+class TrainConfig(LoopOptions, DataOptions, MethodOptions, _Task):
     """Train a classifier, and report its natural and PGD-20 accuracy."""
 
     model_mode: ModelMode = "eval"
-    """Of the network while images are perturbed; the paper does not say, its code has eval."""
+    """Mode of the network while images are perturbed; keep is each module's own. The paper does not say, its code has
+    eval."""
 
     outer_mode: ModelMode = "train"
-    """Of the network in the pass that trains."""
+    """Mode of the network in the pass that trains."""
 
-    learning_rate: Annotated[float | None, Number, _by_dataset("learning_rate")] = None
+    learning_rate: Annotated[float | None, Number, by_dataset("learning_rate")] = None
     """Highest learning rate of SGD. On the digits, methods on the TRADES loss, which is several times as steep, have
     0.1."""
 
     momentum: Annotated[float, Number] = 0.9
-    """Of SGD."""
+    """Momentum of SGD, >= 0."""
 
     weight_decay: Annotated[float, Number] = 2e-4
-    """Of SGD."""
+    """Weight decay of SGD, >= 0: so many times half the squared length of the weights is added to the loss."""
 
     schedule: ScheduleName = "one-cycle"
-    """Of the learning rate: one-cycle (up, then down to 0), cosine, step (the paper's: a tenth of it for the last
-    2 epochs of 76), or constant."""
+    """Course of the learning rate: one-cycle (up, then down to 0), cosine, step (the paper's: a tenth of it for the
+    last 2 epochs of 76), or constant."""
 
     precision: Precision = "auto"
-    """Of the network while images are perturbed: fp32; tf32 (CUDA); bf16 or fp16, watched and given up where they are
-    not close enough to fp32; auto, 16 bits where the device is fast at them. The training pass then runs in bf16."""
+    """Arithmetic of the network while images are perturbed: fp32; tf32 (CUDA); bf16 or fp16, watched and given up where
+    they are not close enough to fp32; auto, 16 bits where the device is fast at them. The training pass then runs in
+    bf16."""
 
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Compile the network that is attacked, which takes a minute."""
@@ -140,10 +100,10 @@ class TrainConfig(MethodOptions, _Task):
     """At most so many images at once through the network that is attacked."""
 
     seed: Annotated[int, Integer] = 0
-    """Of the initial weights, the order of the images, their augmentation, and the noise; >= 0."""
+    """Seed of the initial weights, the order of the images, their augmentation, and the noise; >= 0."""
 
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """auto (the GPU if there is one), cpu, cuda, cuda:1, ..."""
+    """Where to compute: auto (the GPU if there is one), cpu, cuda, cuda:1, ..."""
 
     output: Annotated[Path | None, Folder, default_is("runs/DATASET-METHOD-TIME")] = None
     """Run folder for config, metrics and checkpoint; must be new or empty, or the folder of the run to --resume."""
@@ -173,11 +133,13 @@ class TrainConfig(MethodOptions, _Task):
             if getattr(config, name) is not None:
                 check_int(name, getattr(config, name), 1, 2**63)
         for name in ("epsilon", "learning_rate"):
-            _check_number(name, getattr(config, name), above=0.0)
+            check_positive(name, getattr(config, name))
         for name in ("momentum", "weight_decay"):
-            _check_number(name, getattr(config, name), at_least=0.0)
+            check_not_negative(name, getattr(config, name))
         check_int("seed", config.seed, 0, 2**63)
         config.engine_options()
+        config.check_data_options()
+        config.check_loop_options(config.batch_size)
         return config
 
     def engine_options(self) -> EngineOptions:
@@ -199,7 +161,7 @@ class TrainConfig(MethodOptions, _Task):
         defaults["test_limit"] = default_test_limit(self.dataset, device)
         if "trades_weight" in method_spec(self.method).defaults() and defaults["trades_learning_rate"]:
             defaults["learning_rate"] = defaults["trades_learning_rate"]
-        mine = {field.name for field in fields(_Task)} | {"learning_rate"}
+        mine = {field.name for field in fields(_Task)} | {"learning_rate", "crop_padding", "flip"}
         return {name: value for name, value in defaults.items() if name in mine and getattr(self, name) is None}
 
     def _method_defaults(self) -> dict[str, Any]:
@@ -224,23 +186,23 @@ class _Test:
     download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Fetch the published files into --data-dir where they are not there."""
 
-    test_limit: Annotated[int | None, Integer, _TEST_LIMIT] = None
+    test_limit: Annotated[int | None, Integer, TEST_LIMIT_DEFAULT] = None
     """Test on the first so many images only."""
 
     epsilon: Annotated[float | None, Number, default_is("the one it was trained with")] = None
     """Radius of the L-infinity ball, in units where images are in [0, 1]; fractions such as 8/255 will do."""
 
     norm: Annotated[str | None, argument(str, "linf|l2"), default_is("the one it was trained with, or linf")] = None
-    """Of the ball."""
+    """Norm of the ball; in l2, --epsilon is a Euclidean length."""
 
     batch_size: Annotated[int, Integer] = 256
     """Images that are attacked at once."""
 
     seed: Annotated[int, Integer] = 0
-    """Of the random numbers; >= 0."""
+    """Seed of the random numbers, >= 0."""
 
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """auto (the GPU if there is one), cpu, cuda, cuda:1, ..."""
+    """Where to compute: auto (the GPU if there is one), cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
@@ -279,32 +241,7 @@ class TrainedModelsConfig(_Test):
         return {name: TrainedModelConfig(run, **test) for name, run in zip(names, self.runs)}
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the current GPU if there is one, else the CPU.
-
-    Raises:
-        ValueError: if there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:INDEX, got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name!r} is not here: PyTorch {torch.__version__} sees {torch.cuda.device_count()} "
-                         "CUDA devices")
-    return device
-
-
 def check_known(kind: str, name: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError with the nearest known name, where the name is unknown."""
+    """Raises ValueError with the nearest known name, where the name is unknown; ``kind`` says of what it is one."""
     if name not in known:
         raise ValueError(unknown_name_message(kind, name, known))
-
-
-def _check_number(name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf) -> None:
-    check_finite(name, value)
-    if not (value > above and value >= at_least):
-        wanted = f"> {above:g}" if above > -math.inf else f">= {at_least:g}"
-        raise ValueError(f"{name} must be {wanted}, got {value}")

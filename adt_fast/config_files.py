@@ -57,7 +57,7 @@ class ConfigFile:
         return self.settings if "method" in self.settings else without_foreign_options(self.settings, method)
 
     def config(self, **changes: Any) -> TrainConfig:
-        """The settings with some changed, and the usual defaults for the rest."""
+        """The settings with some ``changes``, and the usual defaults for the rest."""
         method = changes.get("method", self.settings.get("method", TrainConfig.method))
         return TrainConfig(**(self.settings_for(method) | changes))
 

@@ -1,28 +1,35 @@
-"""A training run from its settings to its results: data, model, training, evaluation, run folder."""
+"""A training run from its settings to its results: data, model, training, validation, test, run folder."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ._checks import check_bool, check_not_negative
 from ._stop_signals import postponed_stop
 from .checkpoint import CheckpointError, load_model, save_model
-from .config import DATASET_DEFAULTS, TrainConfig
+from .config import TrainConfig
 from .config_files import check_same_settings, load_config_file
-from .data import BatchLoader, ImageData, load_dataset
+from .data import ImageData
 from .evaluation import Accuracy, evaluate
+from .loggers import TensorBoardLogger, WandbLogger
 from .methods import create_method
-from .models import create_model
+from .models import convert_sync_batchnorm, create_model
 from .noise import NoiseStream
+from .processes import Processes, local_device
 from .run_checkpoint import RunCheckpoint
+from .run_data import load_run_data
 from .run_folder import RunFolder, recorded_config
 from .schedules import create_schedule
 from .trainer import EpochResult, Trainer
+from .validation import Validated, Validation
 
 DEFAULT_SAVE_EVERY = 300.0
 """Seconds between two saves within an epoch."""
@@ -37,70 +44,84 @@ class TrainingRun:
     While it trains, its state is saved after every epoch, every ``save_every`` seconds within one, and when Ctrl-C or
     SIGTERM stops it after a minibatch; docs/training.md tells what a resumed run has in common with an unbroken one.
 
+    Several processes that share a run make one each, call the same methods, and share every minibatch and the tests;
+    files are written by the first process alone.
+
     Args:
         config: see :class:`adt_fast.config.TrainConfig`.
         resume: go on with the run whose folder ``config.output`` is. The other settings must be those it has, but for
             where its data set is found.
         save_every: seconds, >= 0; with 0 after every minibatch. The default loses five minutes at most, and takes about
             half a percent of them: the 292 MB of a WideResNet-28-10 are written in 1 to 2 seconds.
+        processes: those that share the run. Default: this process alone.
 
     Raises:
         ValueError: if a setting is unknown or impossible, the output folder is in use, or what is in it cannot be
-            resumed; CheckpointError where that is damaged.
+            resumed; CheckpointError where that is damaged; AnotherProcessFailed where one of these was raised in
+            another process.
         OSError: if data are missing or the folder cannot be written.
-        ImportError: if the data set needs a package that is not installed.
+        ImportError: if the data set, or a logger, needs a package that is not installed.
     """
 
-    def __init__(self, config: TrainConfig, *, resume: bool = False, save_every: float = DEFAULT_SAVE_EVERY) -> None:
-        check_bool("resume", resume)
-        check_not_negative("save_every", save_every)
-        self.config = config = _resumed_settings(config) if resume else config.resolved()
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        resume: bool = False,
+        save_every: float = DEFAULT_SAVE_EVERY,
+        processes: Processes | None = None,
+    ) -> None:
+        self.processes = processes = Processes.alone() if processes is None else processes
+        with processes.all_or_none():
+            check_bool("resume", resume)
+            check_not_negative("save_every", save_every)
+            self.config = config = _resumed_settings(config) if resume else config.resolved()
+            self.device = local_device(torch.device(config.device))
         self._save_every = save_every
-        train_data, self.test_data = (
-            load_dataset(config.dataset, split, data_dir=config.data_dir, download=config.download, limit=limit)
-            for split, limit in (("train", config.train_limit), ("test", config.test_limit))
-        )
-        self._model_kwargs = _model_kwargs(train_data)
-        self._image_shape = tuple(train_data.images.shape[1:])
-        torch.manual_seed(config.seed)
-        self.model = create_model(config.model, **self._model_kwargs)
-        self.model.to(config.device, memory_format=torch.channels_last)
-        self.train_loader = self._train_loader(train_data)
-        self.trainer = self._trainer()
+        with processes.first_goes_first() if config.download else processes.all_or_none():
+            data = load_run_data(config)
+        self.test_data = data.test
+        self._model_kwargs = _model_kwargs(data.train)
+        with processes.all_or_none():
+            self.train_loader = data.loader(config, self.device, processes)
+            torch.manual_seed(config.seed)
+            self.model = create_model(config.model, **self._model_kwargs)
+            self.validation = None if data.validation is None else self._validation(data.validation)
+        self.trainer = self._trainer(tuple(data.train.images.shape[1:]))
         self._agreements_logged = 0
         self.is_trained = False
         """Whether the model is the one that the run ends with."""
+        self.results: dict[str, Accuracy] | None = None
+        """What :meth:`evaluate` has found, also before a stop; None if it has not come to its end."""
+        self.best_results: dict[str, Accuracy] | None = None
+        """The same of the model that was best in validation; None where there is none."""
         self.stands_at = "the beginning"
         """Where it goes on, in words."""
-        if config.output is None:
-            self.folder = RunFolder.named_by_time(f"runs/{config.dataset}-{config.method}")
-        else:
-            self.folder = RunFolder(config.output, resume=resume)
-        self._checkpoint = RunCheckpoint(self.folder.path)
-        self._saved_at = time.monotonic()
+        self.warnings: list[str] = []
+        """What the user should know of a run that was resumed."""
+        with processes.all_or_none():
+            self.folder = self._open_folder(resume) if processes.is_first else None
+            """The run's; None in other processes than the first."""
+        self.path = Path(processes.from_first(None if self.folder is None else str(self.folder.path)))
+        """Of the run's folder."""
+        self._checkpoint = RunCheckpoint(self.path, self.config.device)
         if resume:
             self._resume()
-        else:
-            self.folder.write_config(config.as_dict())
+        with processes.all_or_none():
+            self._open_loggers()
 
     @property
-    def warnings(self) -> list[str]:
-        """What the user should know of a run that was resumed."""
-        return self._checkpoint.warnings
+    def trained_model(self) -> nn.Module:
+        """The classifier: the average of its weights, where there is to be one."""
+        return self.trainer.trained_model
 
-    @property
-    def results(self) -> dict[str, Accuracy] | None:
-        """What :meth:`evaluate` has found, also before a stop; None if it has not come to its end."""
-        tests = self.folder.events("test")
-        if not self.is_trained or not tests:
-            return None
-        return {name: Accuracy(**value) for name, value in tests[-1].items() if isinstance(value, dict)}
-
-    def train(self, report: Callable[[EpochResult], None] | None = None, progress: bool | None = None) -> None:
+    def train(
+        self, report: Callable[[EpochResult, Validated | None], None] | None = None, progress: bool | None = None
+    ) -> None:
         """Trains and saves the model, or does nothing where that was done before the run was resumed.
 
         Args:
-            report: called after every epoch.
+            report: called after every epoch, with what its validation found if it had one.
             progress: see :meth:`Trainer.fit`.
 
         Raises:
@@ -111,83 +132,185 @@ class TrainingRun:
         scheduler = create_schedule(
             self.config.schedule, self.trainer.optimizer, epochs=self.config.epochs, batches=len(self.train_loader)
         )
-        self._saved_at = time.monotonic()
+        saved_at = time.monotonic()
         with postponed_stop() as stop_is_wanted:
 
-            def save_if_due(is_due: bool) -> None:
-                if is_due or stop_is_wanted():
+            def save_if_due(epoch_is_over: bool) -> None:
+                nonlocal saved_at
+                is_due = epoch_is_over or time.monotonic() - saved_at >= self._save_every
+                # All processes save, or none: as the first one's clock has it, or a signal to any of them.
+                dues, stops = self.processes.sum([is_due and self.processes.is_first, stop_is_wanted()])
+                if dues or stops:
                     self._save()
-                if stop_is_wanted():
+                    saved_at = time.monotonic()
+                if stops:
                     raise KeyboardInterrupt
+
+            def end_epoch(result: EpochResult) -> None:
+                self._log_epoch(result)
+                found = self._validate(result.epoch)
+                if report is not None:
+                    report(result, found)
+                save_if_due(True)
 
             self.trainer.fit(
                 self.train_loader,
                 epochs=self.config.epochs,
                 scheduler=scheduler,
                 schedule_every="step",
-                callbacks=[self._log_epoch, *([report] if report else []), lambda result: save_if_due(True)],
-                between_steps=lambda: save_if_due(time.monotonic() - self._saved_at >= self._save_every),
+                callbacks=[end_epoch],
+                between_steps=lambda: save_if_due(False),
                 progress=progress,
             )
-        joint = self.trainer.method.joint
-        if joint is not None:
-            joint.save(self.folder.maximizer, self.config.as_dict())
-        # The last of the results: where it is, the others are.
-        save_model(
-            self.folder.checkpoint,
-            self.model,
-            model_name=self.config.model,
-            model_kwargs=self._model_kwargs,
-            extra=self.config.as_dict(),
-        )
-        self._checkpoint.remove()
+        if self.folder is not None:
+            self._save_results(self.folder)
+        self.processes.barrier()  # who sees the run as trained finds its files
         self.is_trained = True
 
     def evaluate(self) -> dict[str, Accuracy]:
-        """Natural accuracy and that under PGD-20, by name, on the test images; also logged."""
+        """Natural accuracy and that under PGD-20, by name, on the test images; also logged, and kept in
+        :attr:`results`. Where there was validation, the best model is tested too."""
+        self.results = self._test(self.trained_model, "model.safetensors")
+        if self.validation is not None:
+            self.best_results = self._test(self._best_model(), "best.safetensors")
+        return self.results
+
+    def close(self) -> None:
+        """Loggers write what they still have, and the folder is free for other processes; to be called last."""
+        if self.folder is not None:
+            self.folder.close()
+
+    def _test(self, model: nn.Module, checkpoint: str) -> dict[str, Accuracy]:
         config = self.config
         report = evaluate(
-            self.model, self.test_data, CLOSING_ATTACKS, epsilon=config.epsilon, norm=config.norm or "linf",
-            seed=config.seed, examples=0, progress=None,
+            model, self.test_data, CLOSING_ATTACKS, epsilon=config.epsilon, norm=config.norm or "linf",
+            seed=config.seed, examples=0, progress=None, processes=self.processes,
         )  # fmt: skip
         results = report.accuracies()
-        self.folder.log(event="test", **{name: asdict(accuracy) for name, accuracy in results.items()})
+        accuracies = {name: asdict(accuracy) for name, accuracy in results.items()}
+        self._log("test", checkpoint=checkpoint, **accuracies)
         return results
+
+    def _best_model(self) -> nn.Module:
+        """The one of best.safetensors, which the first process reads."""
+        with self.processes.all_or_none():
+            state = None if self.folder is None else load_model(self.folder.best)[0].state_dict()
+        model = create_model(self.config.model, **self._model_kwargs)
+        model.load_state_dict(self.processes.from_first(state))
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    def _validate(self, epoch: int) -> Validated | None:
+        if self.validation is None or not self.validation.is_due(epoch):
+            return None
+        found = self.validation(self.trained_model, epoch)
+        is_best = found is self.validation.best
+        if is_best and self.folder is not None:
+            self._save_model(self.folder.best, validation=asdict(found))
+        self._log(
+            "validation", epoch=epoch, attack=self.config.validation_attack, natural=float(found.natural),
+            robust=float(found.robust), images=found.robust.total, is_best=is_best,
+        )  # fmt: skip
+        return found
 
     def _save(self) -> None:
         """Where the run stands, between two minibatches or after an epoch."""
-        self._checkpoint.save(
-            {
-                "config": self.config.as_dict(),
-                "trainer": self.trainer.state_dict(),
-                "agreements_logged": self._agreements_logged,
-                "metrics_length": self.folder.sync_metrics(),
-            }
+        state = {
+            "config": self.config.as_dict(),
+            "trainer": self.trainer.state_dict(),
+            "validation": None if self.validation is None else self.validation.state_dict(),
+            "agreements_logged": self._agreements_logged,
+        }
+        if self.folder is not None:
+            self._checkpoint.save(state | {"metrics_length": self.folder.sync_metrics()})
+
+    def _save_results(self, folder: RunFolder) -> None:
+        joint = self.trainer.method.joint
+        if joint is not None:
+            joint.save(folder.maximizer, self.config.as_dict())
+        self._save_model(folder.checkpoint)  # the last of the results: where it is, the others are
+        self._checkpoint.remove()
+
+    def _save_model(self, path: Path, **extra: Any) -> None:
+        save_model(
+            path,
+            self.trained_model,
+            model_name=self.config.model,
+            model_kwargs=self._model_kwargs,
+            extra=self.config.as_dict() | extra,
         )
-        self._saved_at = time.monotonic()
+
+    def _open_folder(self, resume: bool) -> RunFolder:
+        config = self.config
+        if config.output is None:
+            folder = RunFolder.named_by_time(f"runs/{config.dataset}-{config.method}")
+        else:
+            folder = RunFolder(config.output, resume=resume)
+        if not resume:
+            folder.write_config(config.as_dict())
+        return folder
+
+    def _open_loggers(self) -> None:
+        if self.folder is None:
+            return
+        if self.config.tensorboard:
+            self.folder.loggers.append(TensorBoardLogger(self.path))
+        if self.config.wandb is not None:
+            self.folder.loggers.append(WandbLogger(self.path, self.config.wandb, None, self.config.as_dict()))
 
     def _resume(self) -> None:
         """Goes to where the run was saved last: to its end, into its training, or to its beginning."""
+        with self.processes.all_or_none():
+            found = None if self.folder is None else self._found(self.folder)
+        found = self.processes.from_first(found)
+        state, model = found["state"], found["model"]
+        with self.processes.all_or_none():
+            if state is not None:
+                self._warn_of_other_processes(len(state["trainer"]["processes"]))
+                self.trainer.load_state_dict(state["trainer"])
+                self._agreements_logged = state["agreements_logged"]
+                if self.validation is not None:
+                    self.validation.load_state_dict(state["validation"])
+                self.stands_at = self._described(state["trainer"]["fit"]["progress"])
+            elif model is not None:
+                self.trained_model.load_state_dict(model)
+                if self.trainer.method.joint is not None:
+                    self.trainer.method.joint.load_state_dict(found["joint"])
+                self.is_trained = True
+                results = (_accuracies(found[name]) for name in ("results", "best_results"))
+                self.results, self.best_results = results
+                self.stands_at = "the end" if self.results else "the test of the trained model"
+            if self.folder is not None:
+                self.folder.cut_metrics(found["metrics_length"])
+
+    def _found(self, folder: RunFolder) -> dict[str, Any]:
+        """What the folder has of the run, checked as far as that needs no trainer."""
         state = self._checkpoint.load()
+        self.warnings += self._checkpoint.warnings
+        found = {"state": state, "model": None, "metrics_length": 0}
         if state is not None:
             check_same_settings(self.config, state["config"], str(self._checkpoint.path))
-            self.trainer.load_state_dict(state["trainer"])
-            self._agreements_logged = state["agreements_logged"]
-            self.folder.cut_metrics(state["metrics_length"])
-            self.stands_at = self._described(state["trainer"]["fit"]["progress"])
-        elif self.folder.checkpoint.exists():
-            model, _ = load_model(self.folder.checkpoint, model_name=self.config.model)
-            self.model.load_state_dict(model.state_dict())
-            if self.trainer.method.joint is not None:
-                self.trainer.method.joint.load(self.folder.maximizer)
-            self.folder.cut_metrics()
-            self.is_trained = True
-            self.stands_at = "the end" if self.results else "the test of the trained model"
-        elif len(self.folder.events("epoch")) > 1:
-            raise CheckpointError(f"{self.folder.path} has the metrics of a run, but neither its state, "
+            found["metrics_length"] = state["metrics_length"]
+        elif folder.checkpoint.exists():
+            model, _ = load_model(folder.checkpoint, model_name=self.config.model)
+            joint = self.trainer.method.joint
+            found |= {"model": model.state_dict(), "metrics_length": None, "joint": None}
+            if joint is not None:
+                joint.load(folder.maximizer)
+                found["joint"] = joint.state_dict()
+            tests = {event.get("checkpoint"): event for event in folder.events("test")}
+            names = {"results": folder.checkpoint.name, "best_results": folder.best.name}
+            is_whole = len(tests) == (1 if self.validation is None else 2)
+            found |= {key: tests.get(name) if is_whole else None for key, name in names.items()}
+        elif len(folder.events("epoch")) > 1:
+            raise CheckpointError(f"{folder.path} has the metrics of a run, but neither its state, "
                                   f"{self._checkpoint.path.name}, nor its model. Begin again, in another folder")
-        else:  # it was killed before its first save, which follows the log of the first epoch
-            self.folder.cut_metrics(0)
+        # Otherwise it was killed before its first save, which follows the log of the first epoch.
+        return found
+
+    def _warn_of_other_processes(self, saved: int) -> None:
+        if saved != self.processes.size:
+            self.warnings.append(f"the run was saved by {saved} processes, and goes on with {self.processes.size}: "
+                                 "sums are taken in another order, so it may differ from an unbroken one")
 
     def _described(self, progress: dict[str, Any]) -> str:
         epoch = len(progress["results"]) + 1
@@ -196,58 +319,75 @@ class TrainingRun:
         return f"epoch {epoch} of {self.config.epochs}, minibatch {progress['sums']['batches'] + 1} of " \
                f"{len(self.train_loader)}"
 
-    def _train_loader(self, data: ImageData) -> BatchLoader:
-        augmentation = DATASET_DEFAULTS[self.config.dataset]
-        return BatchLoader(
+    def _validation(self, data: ImageData) -> Validation:
+        config = self.config
+        return Validation(
             data,
-            self.config.batch_size,
-            device=self.config.device,
-            shuffle=True,
-            crop_padding=augmentation.crop_padding,
-            flip=augmentation.flip,
-            seed=self.config.seed,
-            channels_last=True,
+            config.validation_attack,
+            every=config.validate_every,
+            epochs=config.epochs,
+            epsilon=config.epsilon,
+            norm=config.norm or "linf",
+            seed=config.seed,
+            processes=self.processes,
         )
 
-    def _trainer(self) -> Trainer:
+    def _trainer(self, image_shape: tuple[int, ...]) -> Trainer:
         config = self.config
+        self.model.to(self.device, memory_format=torch.channels_last)
+        model = self.model if self.processes.size == 1 else self._distributed(self.model)
         optimizer = torch.optim.SGD(
-            self.model.parameters(),
+            model.parameters(),
             lr=config.learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             fused=True,
         )
-        noise = NoiseStream(config.seed, config.device)
+        noise = NoiseStream(config.seed, self.device)  # of one seed in all processes: a share tells what is whose
         method = create_method(
             config.method,
-            self.model,
+            model,
             epsilon=config.epsilon,
             noise=noise,
             engine=config.engine_options(),
-            image_shape=self._image_shape,
+            image_shape=image_shape,
             model_mode=config.model_mode,
             **config.method_options(),
         )
         outer_precision = {"auto": "auto", "fp32": "fp32", "tf32": "fp32", "bf16": "bf16", "fp16": "bf16"}
         return Trainer(
-            self.model,
+            model,
             optimizer,
             method,
             outer_mode=config.outer_mode,
             outer_precision=outer_precision[config.precision],
+            accumulation_steps=config.accumulation_steps,
+            max_grad_norm=config.max_grad_norm,
+            ema_decay=config.ema_decay,
         )
 
+    def _distributed(self, model: nn.Module) -> DistributedDataParallel:
+        if self.config.sync_batchnorm:
+            self.model = model = convert_sync_batchnorm(model)
+        if not self.processes.is_first:  # what a model draws itself, as dropout does, is each process's own
+            torch.manual_seed(self.config.seed + self.processes.rank)
+        # Buffers are averaged after each step: the attacks, which run on the model without its wrapper, need them too.
+        return DistributedDataParallel(model, broadcast_buffers=False)
+
+    def _log(self, event: str, **metrics: Any) -> None:
+        if self.folder is not None:
+            self.folder.log(event=event, **metrics)
+
     def _log_epoch(self, result: EpochResult) -> None:
-        self.folder.log(event="epoch", **asdict(result))
+        self._log("epoch", **asdict(result))
         if self.trainer.method.maximizer is None:
             return
         engine = self.trainer.method.maximizer.input_gradient
         if result.epoch == 1:
-            self.folder.log(event="engine", **engine.features())
+            self._log("engine", **engine.features())
         if engine.guard is not None:
             for agreement in engine.guard.history[self._agreements_logged :]:
-                self.folder.log(event="precision", **agreement._asdict())
+                self._log("precision", **agreement._asdict())
             self._agreements_logged = len(engine.guard.history)
 
 
@@ -262,6 +402,13 @@ def _resumed_settings(config: TrainConfig) -> TrainConfig:
     resolved = config.resolved()
     check_same_settings(resolved, recorded, path)
     return resolved
+
+
+def _accuracies(test: dict[str, Any] | None) -> dict[str, Accuracy] | None:
+    """Those in a logged test."""
+    if test is None:
+        return None
+    return {name: Accuracy(**value) for name, value in test.items() if isinstance(value, dict)}
 
 
 def _model_kwargs(data: ImageData) -> dict[str, Any]:

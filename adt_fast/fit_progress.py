@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from torch import Tensor
-
 from ._checks import check_int, shown
-from ._state_checks import check_keys, check_random_state, is_number
+from ._state_checks import check_keys, is_number
 
 
 @dataclass(frozen=True)
@@ -22,8 +20,10 @@ class StepResult:
     """What jointly trained networks lower besides, before the step; 0 where there are none."""
     accuracy: float
     """Share of the images trained on, the adversarial ones, that were classified right, before the step."""
+    clean_accuracy: float | None
+    """That of the images as they are, of a model in eval mode; None where it was not measured."""
     images: int
-    """Images in the minibatch."""
+    """Images in the minibatch, those of all processes."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,13 @@ class EpochResult:
     epoch: int
     """Counted from 1."""
     loss: float
+    """As in :class:`StepResult`, and so are ``penalty`` and ``accuracy``."""
     penalty: float
     accuracy: float
+    clean_accuracy: float | None
+    """Of the minibatches in which it was measured; None where it was in none."""
     images: int
+    """Images in the epoch."""
     seconds: float
     """Of its minibatches; those of an epoch that was stopped and resumed add up."""
     learning_rate: float
@@ -73,6 +77,9 @@ class EpochSums:
     loss: float = 0.0
     penalty: float = 0.0
     accuracy: float = 0.0
+    clean_accuracy: float = 0.0
+    clean_images: int = 0
+    """Of the minibatches in which it was measured."""
     seconds: float = 0.0
 
     def add(self, result: StepResult) -> None:
@@ -81,11 +88,24 @@ class EpochSums:
         self.loss += result.loss * result.images
         self.penalty += result.penalty * result.images
         self.accuracy += result.accuracy * result.images
+        if result.clean_accuracy is not None:
+            self.clean_accuracy += result.clean_accuracy * result.images
+            self.clean_images += result.images
 
     def result(self, epoch: int, learning_rate: float) -> EpochResult:
         count = self.images
         means = self.loss / count, self.penalty / count, self.accuracy / count
-        return EpochResult(epoch, *means, count, self.seconds, learning_rate)
+        return EpochResult(epoch, *means, self.mean_clean_accuracy, count, self.seconds, learning_rate)
+
+    @property
+    def mean_clean_accuracy(self) -> float | None:
+        return self.clean_accuracy / self.clean_images if self.clean_images else None
+
+    def described(self) -> str:
+        """For a progress bar."""
+        clean = f", clean {self.mean_clean_accuracy:.1%}" if self.clean_images else ""
+        speed = f", {self.images / self.seconds:.0f} images/s" if self.seconds else ""
+        return f"loss {self.loss / self.images:.3f}, robust {self.accuracy / self.images:.1%}{clean}{speed}"
 
 
 @dataclass
@@ -99,8 +119,6 @@ class FitProgress:
     """Of the epoch under way."""
     loader_epoch: int | None = None
     """What a BatchLoader draws in it."""
-    random_at_start: dict[str, Tensor] = field(default_factory=dict)
-    """The global generators when it began, of which a loader may have made its order; empty before."""
 
     @property
     def epoch(self) -> int:
@@ -116,16 +134,15 @@ class FitProgress:
     def end_epoch(self, result: EpochResult, loader_epoch: int | None) -> None:
         """From here on the next epoch is under way."""
         self.results.append(result)
-        self.sums, self.loader_epoch, self.random_at_start = EpochSums(), loader_epoch, {}
+        self.sums, self.loader_epoch = EpochSums(), loader_epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors."""
+        """Plain values."""
         return {
             "settings": asdict(self.settings),
             "results": [asdict(result) for result in self.results],
             "sums": asdict(self.sums),
             "loader_epoch": self.loader_epoch,
-            "random_at_start": dict(self.random_at_start),
         }
 
     @classmethod
@@ -144,14 +161,11 @@ class FitProgress:
             _check_plain("a result of the fit", result, EpochResult)
         if state["loader_epoch"] is not None:
             check_int("loader_epoch of the fit", state["loader_epoch"], 0, 2**63)
-        if state["random_at_start"] != {}:
-            check_random_state("random_at_start of the fit", state["random_at_start"])
         return cls(
             FitSettings(**state["settings"]),
             [EpochResult(**result) for result in state["results"]],
             EpochSums(**state["sums"]),
             state["loader_epoch"],
-            dict(state["random_at_start"]),
         )
 
 

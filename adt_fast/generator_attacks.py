@@ -10,8 +10,8 @@ import torch
 from ._option_text import parse_options
 from .attacks import AmortizedAttack
 from .checkpoint import digest_of_model
-from .config import DATASET_DEFAULTS
 from .data import BatchLoader
+from .dataset_defaults import DATASET_DEFAULTS
 from .methods import JointTraining, exp_am, fit_generator, imp_am, l2l
 from .noise import NoiseStream
 from .trained_model import TrainedModel

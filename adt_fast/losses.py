@@ -1,4 +1,7 @@
-"""Losses of single examples, which attacks raise: (logits, targets) -> one number each."""
+"""Losses of single examples, which attacks raise: (logits, targets) -> one number each.
+
+``logits`` are ``[N, num_classes]``; ``labels``, or ``targets`` where a class is to be reached, are int64 ``[N]``.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,11 @@ class RelativeLoss(ABC):
 
     @abstractmethod
     def targets(self, natural_logits: Tensor) -> Tensor:
-        """What ``[N, ...]`` the logits of perturbed images are to be compared with; outside of autograd."""
+        """What ``[N, ...]`` the logits of perturbed images are to be compared with; outside of autograd.
+
+        Args:
+            natural_logits: ``[N, num_classes]``, of the natural images.
+        """
 
     @abstractmethod
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -7,11 +7,15 @@ import os
 import platform
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy
+import safetensors
 import torch
 
+from . import __version__
 from ._native import build_info
 
 
@@ -31,6 +35,22 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     return info
 
 
+def versions(device: torch.device) -> dict[str, Any]:
+    """What a result on this device may depend on to the last bit, as plain values."""
+    build = build_info()
+    return {
+        "adt_fast": __version__,
+        "commit": build["commit"] or "unknown",
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "safetensors": safetensors.__version__,
+        "device": device_name(device),
+        "threads": build["threads"],
+        "instruction_set": build["cpu_instruction_set"],
+    }
+
+
 def device_name(device: torch.device) -> str:
     """The name of the GPU, or of the CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model()
@@ -45,6 +65,7 @@ def first_line(*command: str) -> str | None:
     return lines[0] if finished.returncode == 0 and lines else None
 
 
+@cache
 def _cpu_model() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -43,20 +43,21 @@ class MethodOptions:
     published,accumulate=false,rho_init=-5 (see ExpRecipe, ExpAmRecipe and ImpAmRecipe)."""
 
     steps: Annotated[int | None, Integer, _by_method("steps")] = None
-    """Steps of the inner maximisation."""
+    """Steps of the inner maximisation (T), for each minibatch."""
 
     samples: Annotated[int | None, Integer, _by_method("samples")] = None
-    """Monte Carlo samples for each inner gradient."""
+    """Monte Carlo samples for each inner gradient (k)."""
 
     step_size: Annotated[float | None, Number, _by_method("step_size", "epsilon/4 (feascatter: epsilon)")] = None
-    """Of a step of the inner maximisation: on (mu, rho) for explicit distributions, else in the images' units."""
+    """Size of a step of the inner maximisation: on (mu, rho) for explicit distributions, else in units where images are
+    in [0, 1]."""
 
     entropy_weight: Annotated[float | None, Number,
                               _by_method("entropy_weight", "the recipe's (1; paper: 0.01)")] = None
-    """Lambda, the weight of the distribution's entropy."""
+    """Lambda, the weight of the distribution's entropy, in nats, beside the loss."""
 
     norm: Annotated[str | None, argument(str, "linf|l2"), _by_method("norm")] = None
-    """Of PGD's ball; in l2, --epsilon must be given, a Euclidean length such as 0.5."""
+    """Norm of PGD's ball; in l2, --epsilon must be given, a Euclidean length such as 0.5."""
 
     random_start: Annotated[bool | str | None, argument(_parse_start, "true|false|gaussian"),
                             _by_method("random_start")] = None
@@ -66,19 +67,19 @@ class MethodOptions:
     """The class that FGSM goes for: away from the true one, or towards the least likely one."""
 
     regularization: Annotated[float | None, Number, _by_method("regularization")] = None
-    """Of feature scattering's optimal transport."""
+    """Weight of the entropy in feature scattering's optimal transport, > 0."""
 
     iterations: Annotated[int | None, Integer, _by_method("iterations")] = None
-    """Of Sinkhorn's algorithm, at most."""
+    """Iterations of Sinkhorn's algorithm, at most, for feature scattering."""
 
     tolerance: Annotated[float | None, Number, _by_method("tolerance")] = None
-    """Sinkhorn's algorithm stops when its potentials move by less."""
+    """Sinkhorn's algorithm stops when its potentials move by less than this altogether, >= 0."""
 
     label_smoothing: Annotated[float | None, Number, _by_method("label_smoothing")] = None
-    """What the wrong classes share of the target, in [0, 1)."""
+    """What the wrong classes share of the target, a probability in [0, 1)."""
 
     logit_weight: Annotated[float | None, Number, _by_method("logit_weight")] = None
-    """Of the logit pairing, the mean squared difference of clean and adversarial logits."""
+    """Weight of the logit pairing, the mean squared difference of clean and adversarial logits."""
 
     trades_weight: Annotated[float | None, Number, _by_method("trades_weight")] = None
     """1 / lambda', the weight of the KL divergence in the TRADES loss."""
@@ -90,17 +91,18 @@ class MethodOptions:
     """Filters of the generator's first convolution; its blocks have twice as many."""
 
     generator_learning_rate: Annotated[float | None, Number, default_is("the paper's 2e-4; 2e-3 for digits")] = None
-    """Of the generator's, and the encoder's, Adam."""
+    """Learning rate of the generator's, and the encoder's, Adam."""
 
     gradient_scale: Annotated[str | None, argument(str, "per_example|batch_mean|max_abs"),
                               _by_method("gradient_scale")] = None
-    """Of the gradients that L2L's generator sees; ADT's recipes have their own."""
+    """Scale of the gradients that L2L's generator sees: of each image's own loss, of the batch's mean loss, or divided
+    by their largest element; ADT's recipes have their own."""
 
     narrow_third_block: Annotated[bool | None, Boolean, _by_method("narrow_third_block")] = None
     """Narrow the third block of L2L's generator, as the published code of ADT does; ADT's recipes say it for theirs."""
 
     latent_dim: Annotated[int | None, Integer, _by_method("latent_dim")] = None
-    """Length of the noise z of implicit distributions."""
+    """Numbers in the noise z of implicit distributions."""
 
     def method_options(self) -> dict[str, Any]:
         """Those that are set."""

@@ -8,9 +8,13 @@ import torch
 
 # The widths of the fields of the Philox counter (csrc/math/philox.h).
 MAX_OFFSET = 2**40
+"""Draws that a stream has."""
 MAX_SAMPLES = 2**24
+"""Samples in a draw, for each example."""
 MAX_EXAMPLES = 2**32
+"""Examples in a draw."""
 MAX_BLOCKS = 2**32
+"""Blocks of four numbers for an example."""
 
 
 class NoiseStream:
@@ -51,6 +55,7 @@ class NoiseStream:
 
     @property
     def device(self) -> torch.device:
+        """Where the state is."""
         return self.state.device
 
     def advance(self, draws: int = 1) -> None:

@@ -129,15 +129,15 @@ class Processes:
     def from_first(self, value: Any) -> Any:
         """The value that the first process gives, in all; the others' is not looked at.
 
-        value: such as JSON has; tuples arrive as lists.
+        value: as for :meth:`gather`.
         """
         if self._group is None:
             return value
-        content = json.dumps(value).encode() if self.is_first else b""
+        content = _to_bytes(value) if self.is_first else b""
         length = self.counts(len(content))[0]
         sent = _tensor_of(content) if self.is_first else torch.empty(length, dtype=torch.uint8)
         dist.broadcast(sent, self._global_rank(0), group=self._cpu_group)
-        return json.loads(sent.numpy().tobytes())
+        return _from_bytes(sent.numpy().tobytes())
 
     def barrier(self) -> None:
         """Waits until all processes are here."""

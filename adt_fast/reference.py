@@ -38,7 +38,8 @@ def noise_words(
 ) -> list[torch.Tensor]:
     """The four random words of each Philox block: int64 tensors ``[k, B, groups, C]`` (csrc/math/philox.h).
 
-    Element (channel c, pixel p) of an example is lane ``p % 4`` of block ``(p // 4) * C + c``.
+    Element (channel c, pixel p) of an example is lane ``p % 4`` of block ``(p // 4) * C + c``. ``shape`` is that of the
+    images; the other arguments are those of :func:`adt_fast.ops.normal`.
     """
     channels, pixels = channels_and_pixels(shape)
     device = noise.device
@@ -164,7 +165,8 @@ def parameter_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of (mu, rho) that the ascent step follows (paper, Eq. 10-11), summed over the k samples.
 
-    ``entropy_weight`` multiplies each element's -log p: divide it by B * D for the published code's mean.
+    ``entropy_weight`` multiplies each element's -log p: divide it by B * D for the published code's mean. Arguments are
+    those of :func:`adt_fast.ops.tanh_gaussian_ascent_step_`.
     """
     samples, log_offset = grad_x_adv.shape[0], _usable_offset(log_offset, mu.dtype)
     r = normal(mu, noise, samples=samples, draw=draw, first_example=first_example)
@@ -222,7 +224,7 @@ def tanh_gaussian_ascent_step_and_sample_(
     out: torch.Tensor | None = None,
     **step_options,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The step, then the next samples in the dtype of ``grad_x_adv``."""
+    """The step, with ``step_options``, then the next samples in the dtype of ``grad_x_adv``."""
     shared = {"epsilon": epsilon, "lower": lower, "upper": upper, "first_example": first_example}
     tanh_gaussian_ascent_step_(
         mu, rho, grad_x_adv, x, noise, draw=draw, log_offset=log_offset, **shared, **step_options

@@ -7,11 +7,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ._atomic_file import sync_folder
 from .checkpoint import CheckpointError, load_state, pack_state, save_checkpoint
-from .run_folder import versions
+from .machine import versions
 
 _ENTRY = "training_run"
+
+_MUST_BE_SAME = {"adt_fast", "commit", "torch", "device", "threads", "instruction_set"}
+"""Those of a state's versions on which the bits of what follows depend."""
+_WORDS = {"commit": "adt_fast's commit", "threads": "number of threads", "instruction_set": "instruction set"}
 
 
 class RunCheckpoint:
@@ -22,9 +28,11 @@ class RunCheckpoint:
 
     Args:
         folder: the run's.
+        device: where it trains, which is noted in the states.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        self._device = torch.device(device)
         self.path = folder / "last.safetensors"
         self.previous = folder / "last.previous.safetensors"
         self.warnings: list[str] = []
@@ -41,7 +49,7 @@ class RunCheckpoint:
         if self._last_is_whole and self.path.exists():  # a damaged one must not take the place of a whole one
             os.replace(self.path, self.previous)
             sync_folder(self.path.parent)
-        save_checkpoint(self.path, tensors, {_ENTRY: structure, "versions": versions()})
+        save_checkpoint(self.path, tensors, {_ENTRY: structure, "versions": versions(self._device)})
         self._last_is_whole = True
 
     def load(self) -> dict[str, Any] | None:
@@ -84,9 +92,11 @@ class RunCheckpoint:
         self._compare_versions(path, metadata["versions"])
         return state
 
-    def _compare_versions(self, path: Path, saved: dict[str, str]) -> None:
-        here = versions()
-        for name in ("adt_fast", "torch"):
-            if saved.get(name) != here[name]:
-                self.warnings.append(f"{path} was saved by {name} {saved.get(name)}, and this is {here[name]}: the run "
-                                     "may differ from an unbroken one")
+    def _compare_versions(self, path: Path, saved: dict[str, Any]) -> None:
+        here = versions(self._device)
+        # What a GPU computes does not depend on the CPU beside it.
+        names = _MUST_BE_SAME if self._device.type == "cpu" else _MUST_BE_SAME - {"threads", "instruction_set"}
+        for name in here:
+            if name in names and name in saved and saved[name] != here[name]:
+                self.warnings.append(f"{path} was saved with {_WORDS.get(name, name)} {saved[name]}, and this is "
+                                     f"{here[name]}: the run may differ from an unbroken one")

@@ -4,46 +4,66 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-from datetime import datetime, timezone
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
-from . import __version__
 from ._atomic_file import atomic_file
+from ._command_line import running_command
+from ._folder_lock import LOCK_NAME, FolderLock
+from ._utc import utc_now
+from .machine import versions
+
+if TYPE_CHECKING:
+    from .loggers import Logger
 
 CHECKPOINT_NAME = "model.safetensors"
+BEST_NAME = "best.safetensors"
 _CONFIG_NAME = "config.yaml"
+_METRICS_NAME = "metrics.jsonl"
 _MAXIMIZER_NAME = "maximizer.safetensors"
 
 
 class RunFolder:
-    """A run's folder.
+    """A run's folder, which no other process can have at the same time: see :class:`adt_fast._folder_lock.FolderLock`.
 
     Args:
         path: must not exist yet, or be empty; missing parents are made.
         resume: the folder of a run is wanted instead, which has its settings in it.
 
     Raises:
-        ValueError: if the path is a file, or a folder with something in it; with ``resume``, if it is no run's folder.
-        OSError: if it cannot be made.
+        ValueError: if another process has it; if the path is a file, or a folder with something in it; with ``resume``,
+            if it is no run's folder.
+        OSError: if it cannot be made or written to.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
         self.path = Path(path)
+        self.loggers: list[Logger] = []
+        """What else is called with each line of metrics.jsonl: see :mod:`adt_fast.loggers`."""
+        lock = FolderLock.again(self.path)  # first: of a folder in use, all else may change at any moment
         if resume:
             recorded_config(self.path)
+            self._lock = lock or FolderLock(self.path)
         else:
             check_new(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock or FolderLock(self.path)
+            check_new(self.path)  # nobody else writes to it from here on
 
     @classmethod
     def named_by_time(cls, prefix: str) -> RunFolder:
         """A new folder, see :func:`name_by_time`."""
-        return cls(name_by_time(prefix))
+        path = None
+        while path is None:
+            name = name_by_time(prefix)
+            with suppress(FileExistsError):  # another process has been faster
+                name.mkdir(parents=True)
+                path = name
+        return cls(path)
 
     @property
     def checkpoint(self) -> Path:
@@ -51,30 +71,49 @@ class RunFolder:
         return self.path / CHECKPOINT_NAME
 
     @property
+    def best(self) -> Path:
+        """Where the model goes that was best in validation."""
+        return self.path / BEST_NAME
+
+    @property
     def maximizer(self) -> Path:
         """Where the networks go that were trained against the model, with their optimizers."""
         return self.path / _MAXIMIZER_NAME
 
+    def close(self) -> None:
+        """The loggers write what they still have, and other processes may have the folder; to be called last."""
+        for logger in self.loggers:
+            logger.close()
+        self._lock.release()
+
     def write_config(self, config: dict[str, Any]) -> None:
-        """config.yaml: the settings, and the versions that ran them. Values are plain."""
-        text = yaml.safe_dump({"config": config, "versions": versions(), "started": _now()}, sort_keys=False)
+        """config.yaml: the settings, what ran them, by which command, and when. Values are plain.
+
+        Args:
+            config: resolved; has a ``device``.
+        """
+        document = {
+            "config": config,
+            "versions": versions(torch.device(config["device"])),
+            "command": running_command(),
+            "started": utc_now(),
+        }
+        text = yaml.safe_dump(document, sort_keys=False, width=float("inf"))  # the command in one line
         with atomic_file(self.path / _CONFIG_NAME) as file:
             file.write(text.encode())
 
     def log(self, **metrics: Any) -> None:
-        """Adds a line to metrics.jsonl: a JSON object with the time (UTC, ISO 8601) and the metrics."""
+        """Adds a line to metrics.jsonl, a JSON object with the time (UTC, ISO 8601) and the metrics; for the loggers
+        too."""
+        event = {"time": utc_now(), **metrics}
         with open(self._metrics, "a") as file:
-            file.write(json.dumps({"time": _now(), **metrics}) + "\n")
+            file.write(json.dumps(event) + "\n")
+        for logger in self.loggers:
+            logger(event)
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl with ``event=name``; one that a kill cut short is none.
-
-        Raises:
-            ValueError: if a line is not of :meth:`log`; the message names file and line.
-        """
-        lines = self._metrics.read_bytes().split(b"\n")[:-1] if self._metrics.exists() else []
-        events = (_event(self._metrics, number, line) for number, line in enumerate(lines, 1))
-        return [event for event in events if event["event"] == name]
+        """See :func:`logged_events`."""
+        return logged_events(self.path, name)
 
     def sync_metrics(self) -> int:
         """The length of metrics.jsonl in bytes, all of which are on the disk now."""
@@ -98,7 +137,7 @@ class RunFolder:
 
     @property
     def _metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / _METRICS_NAME
 
 
 def checkpoint_of(run: Path) -> Path:
@@ -118,9 +157,16 @@ def recorded_config(run: Path) -> Path:
     return path
 
 
-def versions() -> dict[str, str]:
-    """What runs here."""
-    return {"adt_fast": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+def logged_events(run: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl with ``event=name``; one that a kill cut short is none.
+
+    Raises:
+        ValueError: if a line is not of :meth:`RunFolder.log`; the message names file and line.
+    """
+    metrics = run / _METRICS_NAME
+    lines = metrics.read_bytes().split(b"\n")[:-1] if metrics.exists() else []
+    events = (_event(metrics, number, line) for number, line in enumerate(lines, 1))
+    return [event for event in events if event["event"] == name]
 
 
 def name_by_time(prefix: str) -> Path:
@@ -131,8 +177,8 @@ def name_by_time(prefix: str) -> Path:
 
 
 def check_new(path: Path) -> None:
-    """Raises ValueError where the path is a file, or a folder with something in it."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    """Raises ValueError where the path is a file, or a folder with something in it other than a lock."""
+    if path.exists() and (not path.is_dir() or any(entry.name != LOCK_NAME for entry in path.iterdir())):
         raise ValueError(f"output must be a new or an empty folder, but {path} holds something already; "
                          "give another name")
 
@@ -145,7 +191,3 @@ def _event(path: Path, number: int, line: bytes) -> dict[str, Any]:
     if not isinstance(event, dict) or "event" not in event:
         raise ValueError(f"{path} is damaged: its line {number} is no JSON object with an event")
     return event
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

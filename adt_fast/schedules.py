@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ._checks import check_choice, check_int
 
 ScheduleName = Literal["one-cycle", "cosine", "step", "constant"]
+"""See :func:`create_schedule`."""
 
 _WARM_UP = 0.3  # of a one-cycle run
 _FIRST_FACTOR = 0.04  # of a one-cycle run

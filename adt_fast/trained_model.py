@@ -10,8 +10,10 @@ import torch
 from ._checks import check_choice, check_int
 from .attacks import Norm
 from .checkpoint import load_model
-from .config import TrainedModelConfig, check_known, default_test_limit, resolve_device
+from .config import TrainedModelConfig, check_known
 from .data import BatchLoader, ImageData, dataset_names, load_dataset
+from .dataset_defaults import default_test_limit
+from .devices import resolve_device
 from .run_folder import checkpoint_of
 
 

@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sized
 from itertools import islice
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from ._batch_check import BatchCheck, pairs
-from ._checks import check_choice, check_int
+from ._batch_check import pairs
+from ._checks import check_choice, check_int, check_positive
 from ._optimizer_state import load_optimizer_state
 from ._random_state import random_state, restore_random_state
 from ._trainer_state import check_scheduler_state, check_trainer_state, trainer_state
+from ._training_step import OuterPrecision, StepOptions, TrainingStep
 from .attacks import ExpRecipe
 from .attacks.recipes import RecipeName
 from .data import BatchLoader
 from .data.prefetch import prefetched
 from .fit_progress import EpochResult, FitProgress, FitSettings, StepResult
 from .input_gradient import EngineOptions
-from .methods import Method, OuterResult, create_method
-from .model_state import ModelMode, check_mode, check_model, device_of, model_mode, unwrap
+from .methods import Method, create_method
+from .model_state import ModelMode, check_mode, check_model, device_of, unwrap
 from .noise import NoiseStream
+from .processes import Processes
+from .weight_average import WeightAverage
 
 __all__ = ["ADTExpTrainer", "EpochResult", "OuterPrecision", "StepResult", "Trainer"]
 
-OuterPrecision = Literal["auto", "fp32", "bf16"]
+_CLEAN_EVERY = 10
+"""One of so many minibatches measures the accuracy on clean images: that is a forward pass more."""
 
 
 class Trainer:
@@ -50,6 +52,13 @@ class Trainer:
         outer_precision: of the pass that trains, generators included: ``"fp32"``; ``"bf16"``, by autocast, with the
             weights, their gradients and the optimizer in float32; or ``"auto"`` (default), bf16 where the maximizer's
             engine is to use 16 bits and the device multiplies bf16 in hardware.
+        accumulation_steps: parts in which a minibatch goes through attack and backward pass, one after another, before
+            the one step of the optimizer, >= 1. More parts need less memory; noise, scales and the mean gradient stay
+            those of the whole minibatch, while batch norm in train mode normalises each part by itself.
+        max_grad_norm: the gradient of the classifier is scaled down to this Euclidean norm where it is longer, > 0.
+            Default: None, for as it is.
+        ema_decay: of an average of the weights, see :class:`adt_fast.weight_average.WeightAverage`. Default: None, for
+            no average.
 
     Raises:
         TypeError, ValueError: for a bad argument, by name.
@@ -63,6 +72,9 @@ class Trainer:
         *,
         outer_mode: ModelMode = "train",
         outer_precision: OuterPrecision = "auto",
+        accumulation_steps: int = 1,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
     ) -> None:
         check_model(model)
         if not isinstance(optimizer, Optimizer):
@@ -71,56 +83,57 @@ class Trainer:
             raise TypeError(f"method must be an adt_fast.methods.Method, got {type(method).__name__}")
         check_mode("outer_mode", outer_mode)
         check_choice("outer_precision", outer_precision, get_args(OuterPrecision))
+        check_int("accumulation_steps", accumulation_steps, 1, 2**31)
+        if max_grad_norm is not None:
+            check_positive("max_grad_norm", max_grad_norm)
         self.model = model
         self.optimizer = optimizer
         self.method = method
-        self.outer_mode: ModelMode = outer_mode
-        self.outer_precision: OuterPrecision = outer_precision
-        self._check_batch = BatchCheck(model)
+        self.average = None if ema_decay is None else WeightAverage(model, ema_decay)
+        """The average of the weights, if there is to be one."""
+        self.processes = Processes.of(model)
+        """Those that train the model together."""
+        self.options = StepOptions(outer_mode, outer_precision, accumulation_steps, max_grad_norm)
+        self._step = TrainingStep(model, optimizer, method, self.options, self.processes)
         self._progress: FitProgress | None = None
         """Of the fit under way, or of the one that a loaded state is to go on with."""
         self._scheduler: LRScheduler | None = None
         self._to_restore: dict[str, Any] | None = None
         """What of a loaded state waits for the fit that goes on."""
+        self._random_at_start: dict[str, Tensor] | None = None
+        """The global generators when the epoch under way began, of which a loader may have made its order; None between
+        two epochs."""
         if method.joint is not None and isinstance(model, DistributedDataParallel):
             method.joint.broadcast(model.process_group)
 
-    def step(self, images: Tensor, labels: Tensor) -> StepResult:
+    @property
+    def trained_model(self) -> nn.Module:
+        """What training is for, without wrappers: the model, or the average of its weights where there is one."""
+        return unwrap(self.model) if self.average is None else self.average.model
+
+    def step(self, images: Tensor, labels: Tensor, *, measure_clean: bool = False) -> StepResult:
         """One whole minibatch: inner maximisation, outer loss, backward, optimizer step.
 
         Every module's train/eval mode is afterwards as it was. Where the method trains networks jointly, the same
-        backward pass gives their gradients, and they take a step too.
+        backward pass gives their gradients, and they take a step too. With several processes, all call it, each with
+        its share of the minibatch: noise and scale of an image are those that it would have in one process.
 
         Args:
             images: ``[B, C, H, W]``, float32 or float64, in [0, 1]; on any device.
             labels: int64 ``[B]``, in [0, num_classes).
+            measure_clean: measure the accuracy on the images as they are too, by a forward pass more.
+
+        Returns:
+            Means over the minibatch, that of all processes.
 
         Raises:
             TypeError, ValueError: for bad images or labels, by name, before anything is changed.
             FloatingPointError: if an inner gradient or the loss is NaN or infinite; no weight is changed then.
         """
-        images, labels = self._to_model(images, labels)
-        self._check_batch(images, labels)
-        joint = self.method.joint
-        with self._outer_autocast(images):  # of generators; the gradients of attacks have a precision of their own
-            perturbed = self.method.perturb(images, labels)
-        with model_mode(self.model, self.outer_mode):
-            with self._outer_autocast(images):
-                outer = self.method.outer_loss(self.model, images, perturbed.images, labels)
-            self.optimizer.zero_grad()
-            if joint is not None:
-                joint.zero_grad()
-            (outer.loss if perturbed.penalty is None else outer.loss + perturbed.penalty).backward()
-        if joint is not None and isinstance(self.model, DistributedDataParallel):
-            joint.average_gradients(self.model.process_group)
-        loss, penalty, accuracy = _measured(outer, perturbed.penalty)
-        if not math.isfinite(loss + penalty):
-            raise FloatingPointError(f"the training loss is {loss}, the penalty {penalty}; the weights were left as "
-                                     "they are. Try a smaller learning rate")
-        self.optimizer.step()
-        if joint is not None:
-            joint.step()
-        return StepResult(loss, penalty, accuracy, len(images))
+        result = self._step(images, labels, measure_clean=measure_clean)
+        if self.average is not None:
+            self.average.update(self.model)
+        return result
 
     def fit(
         self,
@@ -150,7 +163,8 @@ class Trainer:
             callbacks: each is called after every epoch.
             between_steps: called between the minibatches of an epoch. There, and in callbacks, :meth:`state_dict` tells
                 all that it takes to go on.
-            progress: show a progress bar. Default: where stderr is a terminal.
+            progress: show a progress bar, with loss, accuracy on adversarial and clean images, images per second and
+                the time left; of several processes only the first does. Default: where stderr is a terminal.
 
         Returns:
             One result per epoch, those before a stop included.
@@ -173,7 +187,7 @@ class Trainer:
         kind = None if scheduler is None else type(scheduler).__name__
         state = self._begin(FitSettings(epochs, schedule_every, kind, type(loader).__name__, batches), scheduler)
         total = None if batches is None else batches * epochs
-        disable = None if progress is None else not progress
+        disable = True if not self.processes.is_first else None if progress is None else not progress
         try:
             with tqdm(total=total, initial=state.batches_done or 0, unit="batch", disable=disable) as bar:
                 while state.epoch <= epochs:
@@ -183,40 +197,56 @@ class Trainer:
                     if scheduler is not None and schedule_every == "epoch":
                         scheduler.step()
                     state.end_epoch(result, _epoch_of(loader))
+                    self._random_at_start = None
                     for callback in callbacks:
                         callback(result)
         finally:
-            self._progress = self._scheduler = self._to_restore = None
+            self._progress = self._scheduler = self._to_restore = self._random_at_start = None
         return state.results
 
     def state_dict(self) -> dict[str, Any]:
         """All that training goes on from: tensors, and plain values, nested.
 
-        The weights and statistics of the model without wrappers, the optimizer's state, jointly trained networks with
-        theirs, the maximizer's noise and the decisions of its precision guard; and during :meth:`fit` where that
-        stands. A state taken between two minibatches or epochs, saved as
-        ``save_checkpoint(path, *pack_state(...))`` has it, goes on bit for bit on a CPU with as many threads. Tensors
-        are the trainer's own, which further steps change: save or copy them first.
+        The weights and statistics of the model without wrappers and their average, the optimizer's state, jointly
+        trained networks with theirs, the maximizer's noise; during :meth:`fit` where that stands; and what each process
+        has of its own: the decisions of its precision guard and PyTorch's global generators. A state taken between two
+        minibatches or epochs, saved as ``save_checkpoint(path, *pack_state(...))`` has it, goes on bit for bit on a CPU
+        with as many threads. Tensors are the trainer's own, which further steps change: save or copy them first.
+
+        With several processes, all call it, and the state of the first is the one to save: the others' have None for
+        what each process has of its own.
         """
-        return trainer_state(self, self._fit_state())
+        fit = None
+        if self._progress is not None:
+            scheduler = self._to_restore["scheduler"] if self._to_restore is not None else \
+                None if self._scheduler is None else self._scheduler.state_dict()
+            fit = {"progress": self._progress.state_dict(), "scheduler": scheduler}
+        return trainer_state(self, fit, self.processes.gather(self._own_state()))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave, into a trainer that was made with the same settings.
 
         The next :meth:`fit` goes on with the one that the state was taken in, if any. For a new fit from that state,
-        set its ``"fit"`` to None.
+        set its ``"fit"`` to None. With several processes, all load the state that the first one saved. It may be of
+        another number of processes: then they go on with the first one's precision guard, and PyTorch's global
+        generators stay as they are.
 
         Raises:
             TypeError, ValueError: if it is of another model, optimizer or method, or no such state; the message names
                 what differs, and nothing is changed then.
         """
         check_trainer_state(self, state)
+        every = state["processes"]
+        same_processes = len(every) == self.processes.size
+        own = every[self.processes.rank if same_processes else 0]
         if self.method.maximizer is not None:
             # First, for the engine looks at its state itself before it changes anything.
-            self.method.maximizer.input_gradient.load_state_dict(state["maximizer"]["engine"])
+            self.method.maximizer.input_gradient.load_state_dict(own["engine"])
             self.method.maximizer.noise.load_state_dict(state["maximizer"]["noise"])
         unwrap(self.model).load_state_dict(state["model"])
         load_optimizer_state(self.optimizer, state["optimizer"]["state"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         if self.method.joint is not None:
             self.method.joint.load_state_dict(state["joint"])
         self._progress = self._to_restore = None
@@ -224,19 +254,18 @@ class Trainer:
             self._progress = FitProgress.from_state(state["fit"]["progress"])
             groups = [{name: value for name, value in group.items() if name != "params"}
                       for group in self.optimizer.param_groups]
-            self._to_restore = copy.deepcopy(
-                {"scheduler": state["fit"]["scheduler"], "random": state["fit"]["random"], "groups": groups}
-            )
+            random = {name: own[name] if same_processes else None for name in ("random", "random_at_start")}
+            self._to_restore = copy.deepcopy({"scheduler": state["fit"]["scheduler"], "groups": groups, **random})
 
-    def _fit_state(self) -> dict[str, Any] | None:
-        if self._progress is None:
-            return None
+    def _own_state(self) -> dict[str, Any]:
+        """What this process has of its own."""
+        maximizer = self.method.maximizer
+        state = {"engine": None if maximizer is None else maximizer.input_gradient.state_dict()}
         if self._to_restore is not None:  # loaded, and not gone on with yet
-            scheduler, random = self._to_restore["scheduler"], self._to_restore["random"]
-        else:
-            scheduler = None if self._scheduler is None else self._scheduler.state_dict()
-            random = random_state(device_of(self.model))
-        return {"progress": self._progress.state_dict(), "scheduler": scheduler, "random": random}
+            return state | {name: self._to_restore[name] for name in ("random", "random_at_start")}
+        if self._progress is None:
+            return state | {"random": None, "random_at_start": None}
+        return state | {"random": random_state(device_of(self.model)), "random_at_start": self._random_at_start}
 
     def _begin(self, settings: FitSettings, scheduler: LRScheduler | None) -> FitProgress:
         """The progress of a new fit, or of the one to go on with, whose scheduler and learning rates are put back."""
@@ -271,12 +300,11 @@ class Trainer:
                 random = None
             if sums.batches > done and between_steps is not None:
                 between_steps()
-            sums.add(self.step(images, labels))
+            sums.add(self.step(images, labels, measure_clean=sums.batches % _CLEAN_EVERY == 0))
             sums.seconds = time.perf_counter() - start
             if scheduler is not None:
                 scheduler.step()
-            averages = f"loss {sums.loss / sums.images:.3f}, accuracy {sums.accuracy / sums.images:.1%}"
-            bar.set_postfix_str(averages, refresh=False)
+            bar.set_postfix_str(sums.described(), refresh=False)
             bar.update()
         if sums.batches == done:
             raise ValueError("loader must give at least one batch, it is empty" if done == 0 else
@@ -289,14 +317,16 @@ class Trainer:
         """
         device, restored = device_of(self.model), self._to_restore
         self._to_restore = None
-        if restored is not None:
-            restore_random_state(state.random_at_start or restored["random"], device)
-            if isinstance(loader, BatchLoader):
-                loader.epoch = state.loader_epoch
-        if not state.random_at_start:
-            state.random_at_start = random_state(device)
-            state.loader_epoch = _epoch_of(loader)
-        return None if restored is None or state.sums.batches == 0 else restored["random"]
+        if restored is None:
+            self._random_at_start, state.loader_epoch = random_state(device), _epoch_of(loader)
+            return None
+        if isinstance(loader, BatchLoader) and state.loader_epoch is not None:
+            loader.epoch = state.loader_epoch
+        state.loader_epoch = _epoch_of(loader)
+        if restored["random_at_start"] or restored["random"]:
+            restore_random_state(restored["random_at_start"] or restored["random"], device)
+        self._random_at_start = restored["random_at_start"] or random_state(device)
+        return restored["random"] if state.sums.batches else None
 
     def _batches(self, loader: Iterable[tuple[Tensor, Tensor]], done: int) -> Iterable[tuple[Tensor, Tensor]]:
         """The minibatches of an epoch that are not done yet."""
@@ -305,37 +335,10 @@ class Trainer:
         device, rest = device_of(self.model), pairs("loader", islice(loader, done, None))
         return rest if device is None else prefetched(rest, device)
 
-    def _outer_autocast(self, images: Tensor) -> torch.autocast:
-        return torch.autocast(images.device.type, torch.bfloat16, enabled=self._outer_is_half(images))
-
-    def _outer_is_half(self, images: Tensor) -> bool:
-        if self.outer_precision != "auto":
-            return self.outer_precision == "bf16"
-        maximizer = self.method.maximizer
-        if maximizer is None or images.dtype != torch.float32:
-            return False
-        if maximizer.input_gradient.options.half_dtype(images.device) is None:
-            return False
-        return images.device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-
-    def _to_model(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        device = device_of(self.model)
-        if device is None or not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-            return images, labels
-        return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
 
 def _epoch_of(loader: Iterable[tuple[Tensor, Tensor]]) -> int | None:
     """What a BatchLoader draws next; None for other loaders."""
     return loader.epoch if isinstance(loader, BatchLoader) else None
-
-
-def _measured(outer: OuterResult, penalty: Tensor | None) -> tuple[float, float, float]:
-    """Loss, penalty and accuracy."""
-    loss = outer.loss.detach()
-    accuracy = (outer.logits.detach().argmax(1) == outer.labels).to(loss.dtype).mean()
-    penalty = torch.zeros_like(loss) if penalty is None else penalty.detach().to(loss.dtype)
-    return tuple(torch.stack([loss, penalty, accuracy]).tolist())  # together, to wait for the device once
 
 
 class ADTExpTrainer(Trainer):
@@ -353,7 +356,7 @@ class ADTExpTrainer(Trainer):
         seed: of the noise.
         engine: how the inner gradients are computed, see :class:`adt_fast.input_gradient.EngineOptions`: precision,
             compilation, CUDA graphs, memory. The default chooses for the device, and watches over what it chose.
-        outer_precision: see :class:`Trainer`.
+        outer_precision, accumulation_steps, max_grad_norm, ema_decay: see :class:`Trainer`.
 
     Raises:
         TypeError, ValueError: for a bad argument, by name.
@@ -374,6 +377,9 @@ class ADTExpTrainer(Trainer):
         engine: EngineOptions | None = None,
         outer_mode: ModelMode = "train",
         outer_precision: OuterPrecision = "auto",
+        accumulation_steps: int = 1,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
     ) -> None:
         check_model(model)
         self.noise = NoiseStream(seed, device_of(model) or "cpu")
@@ -390,4 +396,13 @@ class ADTExpTrainer(Trainer):
             recipe=recipe,
             engine=engine,
         )
-        super().__init__(model, optimizer, method, outer_mode=outer_mode, outer_precision=outer_precision)
+        super().__init__(
+            model,
+            optimizer,
+            method,
+            outer_mode=outer_mode,
+            outer_precision=outer_precision,
+            accumulation_steps=accumulation_steps,
+            max_grad_norm=max_grad_norm,
+            ema_decay=ema_decay,
+        )

@@ -65,7 +65,7 @@ def train(settings: dict[str, Any], data_dir: Path | None, threads: int) -> dict
         run = TrainingRun(_config(settings, data_dir, Path(folder) / "run"))
         losses: list[float] = []
         start = time.perf_counter()
-        run.train(report=lambda epoch: losses.append(epoch.loss), progress=False)
+        run.train(report=lambda epoch, _: losses.append(epoch.loss), progress=False)
         seconds = time.perf_counter() - start
     return {
         "settings": settings,

@@ -76,7 +76,7 @@ def test_real_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     batches = []
     monkeypatch.setattr(
-        "adt_fast.trainer.Trainer.step", lambda self, images, labels: batches.append((self, len(images)))
+        "adt_fast.trainer.Trainer.step", lambda self, images, labels, **options: batches.append((self, len(images)))
     )
     times = epoch_times(SMALL, ("standard", "at-pgd"), minibatches=3, warmup=2)
     assert times.methods == ("standard", "at-pgd") and all(len(seconds) == 3 for seconds in times.seconds)

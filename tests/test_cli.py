@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
+from folders import contents
 
 from adt_fast import cli
 from adt_fast.attacks import PGD
@@ -30,7 +31,8 @@ def train(*flags):
 def test_train_leaves_a_run_folder(tmp_path, capsys):
     assert train("--output", "run", "--epsilon", "8/255", "--seed", "3") == 0
     folder = tmp_path / "run"
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "metrics.jsonl", "model.safetensors"]
+    files = [".lock", "config.yaml", "metrics.jsonl", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == files
 
     recorded = yaml.safe_load((folder / "config.yaml").read_text())
     config = recorded["config"]
@@ -153,7 +155,7 @@ def test_bad_flags_get_a_message_and_status_2(flags, message, tmp_path, capsys):
 def test_settings_reach_the_trainer(method, precision, outer):
     small = {"train_limit": 32, "test_limit": 8, "device": "cpu", "method": method, "precision": precision}
     trainer = TrainingRun(TrainConfig(model_mode="keep", outer_mode="eval", **small)).trainer
-    assert (trainer.outer_precision, trainer.outer_mode) == (outer, "eval")
+    assert (trainer.options.outer_precision, trainer.options.outer_mode) == (outer, "eval")
     if method != "standard":
         engine = trainer.method.maximizer.input_gradient
         assert (engine.options.precision, engine.model_mode) == (precision, "keep")
@@ -162,10 +164,10 @@ def test_settings_reach_the_trainer(method, precision, outer):
 def test_an_output_folder_in_use_is_refused(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     assert train("--output", "run", "--method", "standard") == 0, "an empty folder will do"
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    before = contents(tmp_path / "run")
     assert train("--output", "run") == 2
     assert "output must be a new or an empty folder, but run holds something" in capsys.readouterr().err
-    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert contents(tmp_path / "run") == before
     (tmp_path / "file").touch()
     assert train("--output", "file") == 2
 
@@ -178,7 +180,7 @@ def test_an_output_folder_in_use_is_refused(tmp_path, capsys):
     ],
 )
 def test_a_run_that_ends_early(error, status, message, monkeypatch, tmp_path, capsys):
-    def step(self, images, labels):
+    def step(self, images, labels, **options):
         raise error
 
     monkeypatch.setattr(Trainer, "step", step)
@@ -218,15 +220,14 @@ def test_evaluate_with_a_report(tmp_path, capsys):
         assert row(output, name)[1:] == [f"{correct / 40:.2%}", str(correct), "of", "40"]
     assert "saved report.json, report.md, report.html to report" in output
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "exp-am-epochs=1-train_limit=64-generator_width=8.safetensors", "report.html", "report.json", "report.md",
-        "state.safetensors",
+        ".lock", "exp-am-epochs=1-train_limit=64-generator_width=8.safetensors", "report.html", "report.json",
+        "report.md", "state.safetensors",
     ]  # fmt: skip
     assert cli.main(["evaluate", *flags]) == 2
     assert "is there already: resume it" in capsys.readouterr().err
-    before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    before = contents(tmp_path / "report")
     assert cli.main(["evaluate", *flags, "--resume"]) == 0
-    after = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
-    assert after == before, "bit for bit"
+    assert contents(tmp_path / "report") == before, "bit for bit"
     assert cli.main(["evaluate", *flags, "--resume", "--seed", "1"]) == 2
     assert "another generator: seed differ" in capsys.readouterr().err
     (tmp_path / "report" / "state.safetensors").unlink()

@@ -34,8 +34,8 @@ def run_python(program: str, *arguments: str, timeout: float = 120, **environmen
 # ---- build_info ----------------------------------------------------------------------------------------------------
 
 BUILD_INFO_TYPES = {
-    "version": str, "torch": str, "python": str, "native": bool, "native_off_because": str, "compiler": str,
-    "cpu_instruction_sets": list, "cpu_instruction_set": str, "threads": int, "thread_runtime": str,
+    "version": str, "commit": str, "torch": str, "python": str, "native": bool, "native_off_because": str,
+    "compiler": str, "cpu_instruction_sets": list, "cpu_instruction_set": str, "threads": int, "thread_runtime": str,
     "cuda_built": bool, "cuda_architectures": list, "cuda_toolkit": str, "cuda_devices": list, "cuda_off_because": str,
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from folders import contents
 from plain_adt import TinyClassifier, tiny_batch
 from safetensors.torch import load_file
 from tqdm import tqdm
@@ -148,7 +149,7 @@ def test_a_run_that_is_stopped_between_the_log_of_an_epoch_and_its_save(unbroken
     """What was logged after the state that is gone back to is cut off: no epoch stands there twice."""
     method, folder, expected = unbroken
 
-    def report(result):
+    def report(result, validated):
         if result.epoch == epoch:
             raise Stopped
 
@@ -226,14 +227,15 @@ SCHEDULERS = {
 }
 
 
-def trainer_of(seed=0, name="adt-exp", **engine):
+def trainer_of(seed=0, name="adt-exp", ema_decay=0.9, **engine):
     torch.manual_seed(seed)
     model = WithDropout(seed=seed)
     options = {"steps": 2, "samples": 2} if name == "adt-exp" else {"image_shape": (3, 6, 5), "generator_width": 3}
     method = create_method(
         name, model, epsilon=0.1, noise=NoiseStream(seed), engine=EngineOptions(**engine), **options
     )
-    return Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), method)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return Trainer(model, optimizer, method, ema_decay=ema_decay, max_grad_norm=0.5, accumulation_steps=2)
 
 
 def fit(trainer, loader, scheduler, **options):
@@ -355,7 +357,7 @@ def changed(state, value, *path):
 @pytest.mark.parametrize(
     "value, path, message",
     [
-        (..., ["model"], "state must have the keys 'model', 'optimizer', 'joint', 'maximizer' and 'fit'"),
+        (..., ["model"], "state must have the keys 'model', 'average', 'optimizer'"),
         (..., ["model", "norm.running_mean"], "the first is 'norm.running_mean': float32 .6. here, nothing there"),
         (torch.zeros(7), ["model", "norm.running_mean"], "float32 .6. here, float32 .7. there"),
         (torch.zeros(6).double(), ["model", "norm.bias"], "float32 .6. here, float64 .6. there"),
@@ -365,16 +367,20 @@ def changed(state, value, *path):
         ({"state": {}, "param_groups": []}, ["optimizer", "state"], "as many parameters as this one has"),
         (torch.zeros(2), ["optimizer", "state", "state", 0, "momentum_buffer"], "3, 3, 3. in momentum_buffer of"),
         ({}, ["optimizer", "state", "state", 99], "a dict for each of 6 parameters, got dict for 99"),
-        (None, ["joint"], "it has no joint part and this one has one"),
+        (None, ["joint"], "it has no joint part and this trainer has one"),
         (..., ["joint", "encoder"], r"networks \['encoder', 'generator'\], got \['generator'\]"),
         ("PGD", ["maximizer", "kind"], "state must be of a IMPAM as maximizer, got that of a PGD"),
         (None, ["maximizer"], "it has no maximizer part"),
         (2**41, ["maximizer", "noise", "offset"], "offset must be in"),
-        (..., ["maximizer", "engine", "guard"], "state of the engine must have the keys"),
-        (-1, ["maximizer", "engine", "twins_discarded"], "twins_discarded must be in"),
-        ("int8", ["maximizer", "engine", "guard", "dtype"], "must have one of bfloat16, float16 as its dtype"),
-        (..., ["maximizer", "engine", "guard", "history"], "state of the guard must have the keys"),
-        (..., ["fit", "scheduler"], "state of the fit must have the keys 'progress', 'scheduler' and 'random'"),
+        (..., ["processes", 0, "engine", "guard"], "state of the engine must have the keys"),
+        (-1, ["processes", 0, "engine", "twins_discarded"], "twins_discarded must be in"),
+        ("int8", ["processes", 0, "engine", "guard", "dtype"], "must have one of bfloat16, float16 as its dtype"),
+        (..., ["processes", 0, "engine", "guard", "history"], "state of the guard must have the keys"),
+        (..., ["fit", "scheduler"], "state of the fit must have the keys 'progress' and 'scheduler'"),
+        (None, ["average"], "it has no average part and this trainer has one"),
+        (-1, ["average", "steps"], "steps of the average must be in"),
+        (None, ["processes"], "state must be that which the first process saved, .* got NoneType"),
+        (..., ["processes", 0, "random"], "state of a process must have the keys 'engine', 'random'"),
         (..., ["fit", "progress", "sums"], "state of the fit must have the keys 'settings'"),
         (-1, ["fit", "progress", "sums", "batches"], "batches of the fit must be in"),
     ],
@@ -535,12 +541,12 @@ def test_only_damaged_states_are_an_error(stopped, capsys):
     folder, _, _ = stopped
     for name in ("last", "last.previous"):
         damage(folder / f"{name}.safetensors", 20000)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     assert cli.main(["train", "--output", "run", "--resume"]) == 2
     error = capsys.readouterr().err
     assert "there is no whole state to go on from" in error
     assert "last.safetensors is damaged" in error and "last.previous.safetensors is damaged" in error
-    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before == contents(folder)
 
 
 def test_a_file_of_something_else_is_an_error(stopped, capsys):
@@ -570,9 +576,9 @@ def test_metrics_that_are_gone_are_an_error(stopped, capsys):
 
 def test_another_version_is_a_warning(stopped, capsys, monkeypatch):
     folder, whole, _ = stopped
-    monkeypatch.setattr("adt_fast.run_folder.__version__", "9.9")
+    monkeypatch.setattr("adt_fast.machine.__version__", "9.9")
     assert cli.main(["train", "--output", "run", "--resume"]) == 0
-    assert "was saved by adt_fast 0.1.0, and this is 9.9: the run may differ" in capsys.readouterr().err
+    assert "was saved with adt_fast 0.1.0, and this is 9.9: the run may differ" in capsys.readouterr().err
     assert logged(folder)[:-1] == logged(whole)
 
 
@@ -601,11 +607,11 @@ def test_resume_needs_no_other_flags(stopped, capsys):
     output = capsys.readouterr().out
     assert "going on at epoch 2 of 2, minibatch 2 of 3" in output and "epoch 2/2" in output
     assert_same_results(folder, whole)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     assert train("--output=run", "--resume") == 0
     again = capsys.readouterr().out
     assert "going on at the end" in again and again.split("\n\n")[1:] == output.split("\n\n")[1:]
-    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}, "a finished run is left alone"
+    assert before == contents(folder), "a finished run is left alone"
 
 
 def test_the_same_command_resumes(tmp_path):
@@ -634,11 +640,11 @@ def test_the_same_command_resumes(tmp_path):
     ],
 )
 def test_other_settings_are_refused(stopped, flags, message, capsys):
-    before = {path.name: path.read_bytes() for path in stopped[0].iterdir()}
+    before = contents(stopped[0])
     assert train("--output", "run", "--resume", *flags) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
-    assert before == {path.name: path.read_bytes() for path in stopped[0].iterdir()}
+    assert before == contents(stopped[0])
 
 
 def test_where_the_data_are_may_change(stopped):
@@ -675,11 +681,11 @@ def test_a_signal_saves_after_the_minibatch(number, at, tmp_path, capsys, monkey
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     step, steps = Trainer.step, []
 
-    def interrupted(self, images, labels):
+    def interrupted(self, images, labels, **options):
         steps.append(1)
         if len(steps) == at + 1:
             os.kill(os.getpid(), number)
-        return step(self, images, labels)
+        return step(self, images, labels, **options)
 
     monkeypatch.setattr(Trainer, "step", interrupted)
     assert train(*flags, "--output", "my run") == 130
@@ -692,7 +698,7 @@ def test_a_signal_saves_after_the_minibatch(number, at, tmp_path, capsys, monkey
 
 
 def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
-    def step(self, images, labels):
+    def step(*batch, **options):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("goes on")

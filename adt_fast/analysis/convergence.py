@@ -35,10 +35,13 @@ class Convergence(AnalysisResult):
     accuracies: Tensor
     """``[M, T + 1]``, float64, from 0 to 1: the share of those samples that are classified right."""
     images: int
+    """How many."""
     samples: int
     """k."""
     step_size: float
+    """Of EXP, on (mu, rho)."""
     epsilon: float
+    """Radius of the L-infinity ball, in the images' units."""
 
     def table(self) -> list[tuple[Any, ...]]:
         """model, steps, loss, accuracy."""

@@ -44,6 +44,7 @@ class Curvature(AnalysisResult):
     converged: Tensor
     """``[N]``, bool: whether the residual came below tolerance times the eigenvalue's magnitude."""
     solver: Solver
+    """This and what follows: see :func:`hessian_curvature`."""
     reduction: Reduction
     batch_size: int
     tolerance: float

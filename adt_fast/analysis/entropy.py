@@ -34,7 +34,9 @@ class Entropy(AnalysisResult):
     elements: int
     """C * H * W."""
     samples: int
+    """Monte Carlo samples of each distribution."""
     epsilon: float
+    """Radius of the L-infinity ball, in the images' units."""
 
     @property
     def mean_per_image(self) -> float:

@@ -35,6 +35,7 @@ class EpochTimes(AnalysisResult):
     """Seconds of minibatches, and what they make of an epoch."""
 
     methods: tuple[str, ...]
+    """Their names, in the order in which they were given."""
     seconds: tuple[tuple[float, ...], ...]
     """Of each method, of each minibatch that was timed."""
     batches: float

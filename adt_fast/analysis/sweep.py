@@ -52,10 +52,13 @@ class EntropySweep(AnalysisResult):
     """What training with each lambda comes to."""
 
     method: str
+    """Which was trained."""
     points: tuple[EntropyPoint, ...]
     """In ascending order of lambda."""
     epsilon: float
+    """Radius of the L-infinity ball, in the images' units."""
     samples: int
+    """Monte Carlo samples of the entropy, for each image."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields."""

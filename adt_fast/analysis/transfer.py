@@ -30,8 +30,11 @@ class TransferMatrix(AnalysisResult):
     """How many images each target model gets right, of those perturbed against each source model."""
 
     attacks: tuple[str, ...]
+    """Their names."""
     sources: tuple[str, ...]
+    """Names of the models that the images were perturbed against."""
     targets: tuple[str, ...]
+    """Names of the models that they were tried on."""
     correct: Tensor
     """``[attacks, sources, targets]``, int64."""
     natural: Tensor

@@ -10,15 +10,18 @@ from torch import Tensor
 from .. import ops
 
 Norm = Literal["linf", "l2"]
+"""Of the ball around an image: the largest change of an element, or the Euclidean length of all changes."""
 
 
-def l2_start(x: Tensor, noise: Tensor, *, epsilon: float, lower: float, upper: float) -> Tensor:
+def l2_start(
+    x: Tensor, noise: Tensor, *, epsilon: float, lower: float, upper: float, first_example: int = 0
+) -> Tensor:
     """Uniform points of the L2 balls around x ``[B, C, H, W]``, clamped to the data bounds. Takes one draw.
 
     The first D of D + 2 coordinates of a uniform point on a sphere are uniform in the ball (Voelker et al., 2017).
     """
     flat = x.flatten(1)
-    normals = ops.normal(flat.new_empty(len(flat), flat.shape[1] + 2), noise)[0]
+    normals = ops.normal(flat.new_empty(len(flat), flat.shape[1] + 2), noise, first_example=first_example)[0]
     direction = normals[:, :-2] / normals.norm(dim=1, keepdim=True)
     start = torch.add(flat, direction, alpha=epsilon).view(x.shape).clamp_(lower, upper)
     return torch.empty_like(x).copy_(start)

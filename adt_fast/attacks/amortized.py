@@ -38,7 +38,8 @@ class AmortizedSample(NamedTuple):
     x_adv: Tensor
     """``[1, B, C, H, W]``; its graph leads to the generator, which is to raise the loss."""
     penalty: Tensor | None
-    """What the attack's networks are to lower besides, a number: minus the weighted entropy, or its bound."""
+    """What the attack's networks are to lower besides, a number: minus the weighted entropy, or its bound. It is a mean
+    over the images at hand, but for a recipe's hinge, which is of that mean."""
 
 
 class AmortizedAttack(Attack):
@@ -48,8 +49,9 @@ class AmortizedAttack(Attack):
         model, epsilon, **options: see :class:`Attack`. The loss is that of g1 and g2.
         generator: ``[B, 3 C, H, W]``, the stack [x, g1, g2], to ``[B, ..., H, W]``, such as
             :class:`adt_fast.models.PerturbationGenerator`, on the model's device.
-        gradient_scale: of g1 and g2: ``"per_example"``, of each example's own loss; ``"batch_mean"``, that over B; or
-            ``"max_abs"``, divided by the largest absolute value in the batch.
+        gradient_scale: of g1 and g2: ``"per_example"``, of each example's own loss; ``"batch_mean"``, that over B, the
+            whole minibatch's where there is a :attr:`share`; or ``"max_abs"``, divided by the largest absolute value in
+            the batch, which with a share is that of the images at hand, and so not what the whole would give.
         clamp: clamp adversarial images, the FGSM example of g2 among them, to the data bounds.
     """
 
@@ -92,8 +94,7 @@ class AmortizedAttack(Attack):
     @torch.no_grad()
     def generator_inputs(self, images: Tensor, labels: Tensor) -> Tensor:
         """[x, g1, g2], ``[B, 3 C, H, W]``, from the model in the attack's ``model_mode``."""
-        settings = (*self._sampling_ball.values(), self.gradient_scale)
-        (inputs,) = self.input_gradient.run(self._stack, images.detach(), labels, key=(type(self), settings))
+        (inputs,) = self.run_on_engine(self._stack, images, labels, (self.clamp, self.gradient_scale))
         return inputs
 
     def _stack(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:
@@ -109,7 +110,7 @@ class AmortizedAttack(Attack):
 
     def _scaled(self, grad: Tensor) -> Tensor:
         if self.gradient_scale == "batch_mean":
-            return grad / len(grad)
+            return grad / self.whole_batch_size(grad)
         if self.gradient_scale == "max_abs":
             return grad / grad.abs().amax().clamp_min(torch.finfo(grad.dtype).tiny)
         return grad
@@ -166,7 +167,7 @@ class EXPAM(AmortizedAttack):
         mu, rho = (with_layout(half, layout) for half in phi.chunk(2, 1))
         x_adv, neg_log_density = ops.tanh_gaussian_sample(
             with_layout(images, layout), mu, rho, noise.state, density=self.entropy_weight != 0,
-            log_offset=self.recipe.log_offset, **self._sampling_ball,
+            log_offset=self.recipe.log_offset, first_example=self.first_example, **self._sampling_ball,
         )  # fmt: skip
         noise.advance()
         return AmortizedSample(x_adv, None if neg_log_density is None else self._penalty(neg_log_density, images))
@@ -223,8 +224,9 @@ class IMPAM(AmortizedAttack):
 
     def sample(self, images: Tensor, labels: Tensor) -> AmortizedSample:
         """x_adv, and -lambda times the bound of the entropy, less its constant, or the recipe's hinge of it."""
+        inputs = self.generator_inputs(images, labels)
         z = self._latent(images)
-        direction = self._generate(images, self.generator_inputs(images, labels), z).tanh()
+        direction = self._generate(images, inputs, z).tanh()
         penalty = self._penalty(z, direction) if self.entropy_weight != 0 else None
         return AmortizedSample(self._added(images, direction), penalty)
 
@@ -243,8 +245,9 @@ class IMPAM(AmortizedAttack):
         noise = self.noise_on(images.device)
         zeros = images.new_zeros(len(images), self.latent_dim)
         z = ops.uniform_start_(
-            torch.empty_like(zeros), zeros, noise.state, epsilon=1.0, lower=-math.inf, upper=math.inf
-        )
+            torch.empty_like(zeros), zeros, noise.state, epsilon=1.0, lower=-math.inf, upper=math.inf,
+            first_example=self.first_example,
+        )  # fmt: skip
         noise.advance()
         return z
 

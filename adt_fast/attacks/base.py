@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from typing import Literal, get_args
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from .._batch_check import BatchCheck
 from .._checks import check_ball, check_choice, check_int
-from ..input_gradient import FLOAT32, EngineOptions, GradientSession, InputGradient
+from ..batch_share import BatchShare
+from ..input_gradient import FLOAT32, EngineOptions, GradientSession, InputGradient, Loop
 from ..losses import PerExampleLoss, RelativeLoss, cross_entropy, towards
 from ..model_state import ModelMode, device_of
 from ..noise import NoiseStream
@@ -92,17 +94,36 @@ class Attack(ABC):
         self.upper = float(upper)
         self.noise = seeded_by_torch(device_of(self.model)) if noise is None else noise
         self._check_batch = BatchCheck(model, self.lower, self.upper)
+        self._share: BatchShare | None = None
 
     @property
     def model(self) -> nn.Module:
         """The model under attack, without wrappers."""
         return self.input_gradient.model
 
+    @property
+    def share(self) -> BatchShare | None:
+        """Which images of a whole minibatch :meth:`perturb` is given; None (default): they are the whole.
+
+        With a share, each image is perturbed as it is in the whole minibatch. An attack says so where it looks at other
+        images too; so does the model in train mode, whose batch statistics are those of the images at hand.
+        """
+        return self._share
+
+    @share.setter
+    def share(self, share: BatchShare | None) -> None:
+        if not isinstance(share, (BatchShare, type(None))):
+            raise TypeError(f"share must be a BatchShare or None, got {type(share).__name__}")
+        self._share = share
+
     @abstractmethod
     def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
         """Adversarial candidates ``[n, B, C, H, W]``, fresh, for a minibatch that was checked; n >= 1 is the attack's.
 
         This is what training methods use: it trusts its arguments.
+
+        Raises:
+            ValueError: if the images go beyond the :attr:`share`.
         """
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -119,10 +140,14 @@ class Attack(ABC):
             ``[B, C, H, W]``, like images; not further than epsilon from them, exactly, and inside the data bounds.
 
         Raises:
-            TypeError, ValueError: for bad images or labels, by name, before anything is changed.
+            TypeError, ValueError: for bad images or labels, by name, before anything is changed; for a share where
+                restarts go on with some of its images.
             FloatingPointError: if a gradient is not finite and ``check_finite`` is on.
         """
         self._check_batch(images, labels)
+        if self.share is not None and self.restarts > 1:
+            raise ValueError(f"share must be None with restarts, for the images that are left are not contiguous, got "
+                             f"{self.share}")
         # Evaluation loops may run under inference_mode, where nothing has a gradient: leave it, with ordinary copies.
         with torch.inference_mode(False):
             images, labels = (tensor.clone() if tensor.is_inference() else tensor for tensor in (images, labels))
@@ -156,6 +181,39 @@ class Attack(ABC):
     def unclamped_ball(self) -> dict[str, float]:
         """The same without data bounds."""
         return self.ball | {"lower": -math.inf, "upper": math.inf}
+
+    @property
+    def first_example(self) -> int:
+        """Index of the first image at hand in the whole minibatch, as the operators take it."""
+        return 0 if self.share is None else self.share.first_example
+
+    def whole_batch_size(self, images: Tensor) -> int:
+        """How many images the whole minibatch has; images are those at hand ``[B, ...]``, or like them."""
+        return len(images) if self.share is None else self.share.batch_size
+
+    def run_on_engine(
+        self,
+        loop: Loop,
+        images: Tensor,
+        labels: Tensor,
+        settings: tuple[Hashable, ...] | None,
+        *,
+        reads: tuple[Tensor, ...] = (),
+    ) -> tuple[Tensor, ...]:
+        """The results of a loop for the images at hand, see :meth:`adt_fast.input_gradient.InputGradient.run`.
+
+        Args:
+            loop, images, labels, reads: as there.
+            settings: all that the loop depends on but the ball, the target and the share. With them it may be captured
+                in a CUDA graph; None if it is not to be.
+
+        Raises:
+            ValueError: if the images go beyond the share.
+        """
+        if self.share is not None:
+            self.share.check_fits(images)
+        key = None if settings is None else (type(self), *self.ball.values(), self.target, self.share, *settings)
+        return self.input_gradient.run(loop, images.detach(), labels, reads=reads, key=key)
 
     def targets(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> Tensor:
         """What the loss compares logits with: classes, or what it makes of the logits of the natural images."""

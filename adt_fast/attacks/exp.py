@@ -77,12 +77,8 @@ class EXP(Attack):
             labels: int64 ``[B]``.
         """
         noise = self.noise_on(images.device)
-        settings = (
-            *self.ball.values(), self.target, self.steps, self.samples, self.step_size, self.entropy_weight, self.recipe
-        )  # fmt: skip
-        mu, rho, x_adv = self.input_gradient.run(
-            self._ascend, images.detach(), labels, reads=(noise.state,), key=(type(self), settings)
-        )
+        settings = (self.steps, self.samples, self.step_size, self.entropy_weight, self.recipe)
+        mu, rho, x_adv = self.run_on_engine(self._ascend, images, labels, settings, reads=(noise.state,))
         noise.advance(self.steps + 1)
         layout = preferred_layout(images)
         return Maximized(with_layout(mu, layout), with_layout(rho, layout), samples_with_layout(x_adv, layout))
@@ -101,7 +97,7 @@ class EXP(Attack):
             self._climb_rho(gradient, x, labels, mu, rho)
         x_adv, _ = ops.tanh_gaussian_sample(
             x, mu, rho, self.noise.state, samples=self.recipe.outer_samples, draw=self.steps, density=False,
-            **self._sampling_ball,
+            **self._sampling,
         )  # fmt: skip
         return mu, rho, x_adv
 
@@ -112,11 +108,11 @@ class EXP(Attack):
             options = self._ascent_options(mu, rho)
             targets = repeated(self.targets(gradient, x, labels), self.samples)  # [k * B, ...]
             x_adv, _ = ops.tanh_gaussian_sample(
-                x, mu, rho, noise, samples=self.samples, dtype=gradient.dtype, density=False, **self._sampling_ball
+                x, mu, rho, noise, samples=self.samples, dtype=gradient.dtype, density=False, **self._sampling
             )
         for step in range(self.steps):
             result = gradient(x_adv.flatten(0, 1), targets)
-            options["grad_scale"] = self._objective_scale(len(x)) / result.loss_scale
+            options["grad_scale"] = self._objective_scale(x) / result.loss_scale
             grad = result.grad.view_as(x_adv)
             if step + 1 < self.steps:
                 ops.tanh_gaussian_ascent_step_and_sample_(mu, rho, grad, x, noise, draw=step, out=x_adv, **options)
@@ -132,31 +128,36 @@ class EXP(Attack):
         for step in range(self.steps):
             x_adv, _ = ops.tanh_gaussian_sample(
                 x, mu, rho_of(sigma), noise, samples=self.samples, draw=step, dtype=gradient.dtype, density=False,
-                **self._sampling_ball,
+                **self._sampling,
             )  # fmt: skip
             result = gradient(x_adv.flatten(0, 1), targets)
-            options["grad_scale"] = self._objective_scale(len(x)) / result.loss_scale
+            options["grad_scale"] = self._objective_scale(x) / result.loss_scale
             ascent_step_on_sigma_(mu, sigma, result.grad.view_as(x_adv), x, noise, draw=step, **options)
         return rho_of(sigma)
 
-    def _objective_scale(self, batch: int) -> float:
+    def _objective_scale(self, x: Tensor) -> float:
         """What the recipe's objective is of the sum of all k * B losses."""
-        return 1 / batch if self.recipe.objective == "sum_of_batch_means" else 1 / self.samples
+        return 1 / self.whole_batch_size(x) if self.recipe.objective == "sum_of_batch_means" else 1 / self.samples
 
     def _ascent_options(self, mu: Tensor, rho: Tensor) -> dict[str, Any]:
         """The recipe, in the operators' terms."""
         recipe = self.recipe
-        per_example = recipe.objective == "mean_per_example"
+        weight = self.entropy_weight
+        if recipe.objective == "mean_per_example":
+            weight /= self.samples
+        if recipe.entropy_reduction == "mean":  # the operators' is over the images at hand
+            weight *= len(mu) / self.whole_batch_size(mu)
         return {
             "step_size": self.step_size,
-            "entropy_weight": self.entropy_weight / self.samples if per_example else self.entropy_weight,
+            "entropy_weight": weight,
             "entropy_reduction": recipe.entropy_reduction,
             "log_offset": recipe.log_offset,
             "update": recipe.update,
             "accumulated": (torch.zeros_like(mu), torch.zeros_like(rho)) if recipe.accumulate else None,
-            **self._sampling_ball,
+            **self._sampling,
         }
 
     @property
-    def _sampling_ball(self) -> dict[str, float]:
-        return self.ball if self.recipe.clamp else self.unclamped_ball
+    def _sampling(self) -> dict[str, Any]:
+        """What every operator that samples is told alike."""
+        return {"first_example": self.first_example, **(self.ball if self.recipe.clamp else self.unclamped_ball)}

@@ -47,7 +47,7 @@ class FeatureAttack(Attack):
         layer: the name of a module whose output, a tensor, the features are, instead.
         layer_input: whether they are that module's first positional input.
         pool: (images ``[P, C, H, W]``, labels int64 ``[P]``) to draw targets from, of the attacked images' dtype and
-            in the data bounds. Default: the minibatch itself.
+            in the data bounds. Default: the minibatch itself, and with a :attr:`share` the images at hand.
 
     Raises:
         TypeError, ValueError: for a bad argument, by name; where the features cannot be found. A call also raises
@@ -115,7 +115,9 @@ class FeatureAttack(Attack):
             attacked = (right & (trial < available)).nonzero().squeeze(1)
             if len(attacked) == 0:
                 break
-            starts = ops.uniform_start_(torch.empty_like(x), x, noise.state, draw=1 + trial, **self.ball)
+            starts = ops.uniform_start_(
+                torch.empty_like(x), x, noise.state, draw=1 + trial, first_example=self.first_example, **self.ball
+            )
             x_adv[attacked] = self._approach(starts[attacked], x[attacked], pool_images[targets[attacked]])
             right[attacked] = self._right(x_adv[attacked], labels[attacked])
         noise.advance(1 + self.most_targets)
@@ -140,9 +142,8 @@ class FeatureAttack(Attack):
 
     def _right(self, images: Tensor, labels: Tensor) -> Tensor:
         """Which images the classifier gets right, bool ``[n]``."""
-        engine = self.input_gradient
-        (logits,) = engine.run(lambda session, images, labels: (session.logits(images),), images, labels)
-        if engine.check_finite:
+        (logits,) = self.run_on_engine(lambda session, images, _: (session.logits(images),), images, labels, None)
+        if self.input_gradient.check_finite:
             check_logits(logits)
         return logits.argmax(1) == labels
 
@@ -172,8 +173,9 @@ class FeatureAttack(Attack):
         # Uniform keys are the same on every device, and in every dtype of the images.
         zeros = torch.zeros(other.shape, device=labels.device)
         keys = ops.uniform_start_(
-            torch.empty_like(zeros), zeros, self.noise.state, epsilon=1.0, lower=-math.inf, upper=math.inf
-        )
+            torch.empty_like(zeros), zeros, self.noise.state, epsilon=1.0, lower=-math.inf, upper=math.inf,
+            first_example=self.first_example,
+        )  # fmt: skip
         order = keys.masked_fill_(~other, math.inf).argsort(stable=True, dim=1)
         return order[:, : self.most_targets], available
 

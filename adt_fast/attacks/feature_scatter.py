@@ -25,6 +25,8 @@ class FeatureScatter(Attack):
     through the iterations of the algorithm, as in the authors' code; unlike there, logarithms of sums are computed in
     the stable form, without 1e-6 inside.
 
+    With a :attr:`share` the transport is within the images at hand: only their noise is that of the whole minibatch.
+
     Args:
         model, epsilon, **options: see :class:`Attack`; the loss is not used.
         steps: >= 0. The authors train with 1.
@@ -66,16 +68,17 @@ class FeatureScatter(Attack):
     def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
         """One candidate, ``[1, B, C, H, W]``. Its random start takes one draw of the noise."""
         noise = self.noise_on(images.device)
-        settings = (*self.ball.values(), self.steps, self.step_size, self.regularization, self.iterations)
-        key = (type(self), settings) if self.tolerance == 0 else None
-        (x_adv,) = self.input_gradient.run(self._ascend, images.detach(), labels, reads=(noise.state,), key=key)
+        settings = (self.steps, self.step_size, self.regularization, self.iterations) if self.tolerance == 0 else None
+        (x_adv,) = self.run_on_engine(self._ascend, images, labels, settings, reads=(noise.state,))
         noise.advance()
         return with_layout(x_adv, preferred_layout(images)).unsqueeze(0)
 
     def _ascend(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:
         x = with_layout(images, gradient.layout(images))
         natural = gradient.logits(x)
-        x_adv = ops.uniform_start_(torch.empty_like(x), x, self.noise.state, **self.ball)
+        x_adv = ops.uniform_start_(
+            torch.empty_like(x), x, self.noise.state, first_example=self.first_example, **self.ball
+        )
         for _ in range(self.steps):
             grad = gradient.of_batch(x_adv, lambda logits: self.distance(natural, logits))
             ops.linf_step_(x_adv, grad, x, step_size=self.step_size, **self.ball)

@@ -38,8 +38,7 @@ class FGSM(Attack):
     @torch.no_grad()
     def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
         """One candidate, ``[1, B, C, H, W]``; no noise is drawn."""
-        settings = (*self.ball.values(), self.target)
-        (x_adv,) = self.input_gradient.run(self._step, images.detach(), labels, key=(type(self), settings))
+        (x_adv,) = self.run_on_engine(self._step, images, labels, ())
         return with_layout(x_adv, preferred_layout(images)).unsqueeze(0)
 
     def _step(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:

@@ -38,6 +38,7 @@ def ascent_step_on_sigma_(
     epsilon: float,
     lower: float,
     upper: float,
+    first_example: int = 0,
 ) -> None:
     """:func:`adt_fast.ops.tanh_gaussian_ascent_step_` on sigma in place of rho.
 
@@ -46,8 +47,8 @@ def ascent_step_on_sigma_(
     leaves = mu.detach().requires_grad_(), rho_of(sigma).requires_grad_()
     with torch.enable_grad():
         samples = ops.tanh_gaussian_sample(
-            x, *leaves, noise, samples=len(grad_x_adv), draw=draw, dtype=grad_x_adv.dtype, log_offset=log_offset,
-            epsilon=epsilon, lower=lower, upper=upper,
+            x, *leaves, noise, samples=len(grad_x_adv), draw=draw, first_example=first_example, dtype=grad_x_adv.dtype,
+            log_offset=log_offset, epsilon=epsilon, lower=lower, upper=upper,
         )  # fmt: skip
     weight = entropy_weight / mu.numel() if entropy_reduction == "mean" else entropy_weight
     # Scaled afterwards, in float32: a 16-bit gradient may carry a loss scale that keeps it from vanishing.

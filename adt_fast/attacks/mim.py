@@ -50,8 +50,7 @@ class MIM(Attack):
     @torch.no_grad()
     def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
         """One candidate, ``[1, B, C, H, W]``."""
-        settings = (*self.ball.values(), self.target, self.steps, self.step_size, self.decay)
-        (x_adv,) = self.input_gradient.run(self._ascend, images.detach(), labels, key=(type(self), settings))
+        (x_adv,) = self.run_on_engine(self._ascend, images, labels, (self.steps, self.step_size, self.decay))
         return with_layout(x_adv, preferred_layout(images)).unsqueeze(0)
 
     def _ascend(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:

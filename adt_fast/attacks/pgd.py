@@ -58,10 +58,8 @@ class PGD(Attack):
     def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
         """One candidate, ``[1, B, C, H, W]``. A random start takes one draw of the noise."""
         noise = self.noise_on(images.device)
-        settings = (*self.ball.values(), self.target, self.steps, self.step_size, self.norm, self.random_start)
-        (x_adv,) = self.input_gradient.run(
-            self._ascend, images.detach(), labels, reads=(noise.state,), key=(type(self), settings)
-        )
+        settings = (self.steps, self.step_size, self.norm, self.random_start)
+        (x_adv,) = self.run_on_engine(self._ascend, images, labels, settings, reads=(noise.state,))
         if self.random_start:
             noise.advance()
         return with_layout(x_adv, preferred_layout(images)).unsqueeze(0)
@@ -79,15 +77,15 @@ class PGD(Attack):
         step_(x_adv, grad, x, step_size=step_size, **self.ball)
 
     def _start(self, x: Tensor) -> Tensor:
-        x_adv = x.clone()
+        x_adv, noise, first = x.clone(), self.noise.state, self.first_example
         if self.random_start == "gaussian":
-            x_adv.add_(ops.normal(x, self.noise.state)[0], alpha=_GAUSSIAN_START)
+            x_adv.add_(ops.normal(x, noise, first_example=first)[0], alpha=_GAUSSIAN_START)
             # No step, but into the ball and the data bounds.
             self._step_(x_adv, torch.zeros_like(x), x, 0.0)
         elif self.random_start and self.norm == "l2":
-            x_adv = l2_start(x, self.noise.state, **self.ball)
+            x_adv = l2_start(x, noise, first_example=first, **self.ball)
         elif self.random_start:
-            ops.uniform_start_(x_adv, x, self.noise.state, **self.ball)
+            ops.uniform_start_(x_adv, x, noise, first_example=first, **self.ball)
         return x_adv
 
 

@@ -156,7 +156,8 @@ class ImpAmRecipe:
 
     hinge: float | None
     """None: maximise the bound of the entropy (paper, Eq. 15). A number h: minimise relu(-log q - h), which asks for no
-    more than log q >= -h; the published code has 0.9."""
+    more than log q >= -h; the published code has 0.9. log q is the mean over the images at hand: where several
+    processes or passes share a minibatch, their hinges come to that of the whole if all are beyond h, or none is."""
 
     latent_reduction: EntropyReduction
     """log q(z | delta): its ``"sum"`` over the latents (paper, Eq. 14), or its ``"mean"`` (published)."""

@@ -97,7 +97,7 @@ class SPSA(Attack):
         of :attr:`steps`, however many are taken; an image's noise depends on its place in the minibatch alone.
         """
         noise = self.noise_on(images.device)
-        x_adv, self.queries = self.input_gradient.run(self._climb, images.detach(), labels, reads=(noise.state,))
+        x_adv, self.queries = self.run_on_engine(self._climb, images, labels, None, reads=(noise.state,))
         noise.advance(self.steps + self.random_start)
         return with_layout(x_adv, preferred_layout(images)).unsqueeze(0)
 
@@ -110,7 +110,10 @@ class SPSA(Attack):
         running = self._not_done(session, x, labels, targets).nonzero().squeeze(1)  # indices
         x_adv, adam = x.clone(), _Adam(x, self.step_size)
         if self.random_start:
-            x_adv[running] = ops.uniform_start_(torch.empty_like(x), x, self.noise.state, **self.ball)[running]
+            start = ops.uniform_start_(
+                torch.empty_like(x), x, self.noise.state, first_example=self.first_example, **self.ball
+            )
+            x_adv[running] = start[running]
         for step in range(self.steps):
             if len(running) == 0:
                 break
@@ -147,7 +150,7 @@ class SPSA(Attack):
         """+1 or -1, each as likely: the signs of the normals of each example."""
         normals = [
             ops.normal(one, self.noise.state, samples=self.samples // 2, draw=draw, first_example=example)
-            for one, example in zip(x.split(1), examples.tolist(), strict=True)
+            for one, example in zip(x.split(1), (self.first_example + examples).tolist(), strict=True)
         ]
         return torch.where(torch.cat(normals, 1) < 0, -1.0, 1.0).to(x.dtype)
 

@@ -26,7 +26,7 @@ _REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 
 
 def is_torch_file(content: bytes) -> bool:
-    """Whether it begins as the files of torch.save and pickle do.
+    """Whether the content of a file begins as the files of torch.save and pickle do.
 
     The length that a safetensors file begins with may have the same bytes; what follows it is then JSON.
     """
@@ -34,7 +34,8 @@ def is_torch_file(content: bytes) -> bool:
 
 
 def read_file(content: bytes) -> Any:
-    """What was saved: for safetensors a dict of tensors, for torch.save whatever it was, all of it on the CPU.
+    """What was saved in a file of this content: for safetensors a dict of tensors, for torch.save whatever it was, all
+    of it on the CPU.
 
     Raises UnknownCheckpoint where that needs more than tensors and plain containers, or the file is damaged.
     """

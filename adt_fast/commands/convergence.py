@@ -20,16 +20,16 @@ class Convergence(Output, TrainedModelsConfig):
     """Plot loss and accuracy under EXP after each of its steps (the paper's Figure 5)."""
 
     steps: Annotated[int, Integer] = 100
-    """Of the attack, at most."""
+    """Steps of the attack, T; each from 0 to it gets its numbers."""
 
     samples: Annotated[int, Integer] = 10
     """k, Monte Carlo samples for each gradient, and for each number."""
 
     step_size: Annotated[float, Number] = 0.3
-    """On (mu, rho)."""
+    """Size of a step on (mu, rho)."""
 
     entropy_weight: Annotated[float, Number] = 0.01
-    """Lambda."""
+    """Lambda, the weight of the distribution's entropy, in nats, beside the loss."""
 
     recipe: Annotated[str, argument(str, "published|paper")] = "published"
     """Where the paper and its published code disagree, whom to follow; see adt-fast train."""

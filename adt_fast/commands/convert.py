@@ -38,10 +38,11 @@ class Convert:
     """The file to write; for a layout of others it is one of torch.save unless it ends in .safetensors."""
 
     layout: Annotated[str, Text] = "adt_fast"
-    """Of the target: adt_fast, wrn (RobustBench, TRADES, published ADT), preactresnet-18, or dm (DeepMind)."""
+    """Layout of the target: adt_fast, wrn (RobustBench, TRADES, published ADT), preactresnet-18, or dm (DeepMind)."""
 
     normalization: Annotated[str | None, argument(str, "keep|drop"), default_is("an error where it matters")] = None
-    """Of the model, in a layout of others: write its numbers, or leave them to the code that loads the file."""
+    """The model's normalisation, in a layout of others: write its numbers, or leave them to the code that loads the
+    file."""
 
     sub_block1: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write the tensors that the published code of ADT has and never uses; for --layout wrn."""
@@ -53,13 +54,14 @@ class Convert:
     """The model that the source has to be, for example wrn-28-10."""
 
     mean: Annotated[tuple[float, ...] | None, _Numbers, default_is("none")] = None
-    """Of the source's normalisation, one number per channel, such as 0.4914,0.4822,0.4465; where it has none itself."""
+    """Means of the source's normalisation, of images in [0, 1], one number per channel, such as 0.4914,0.4822,0.4465;
+    where it has none itself."""
 
     std: Annotated[tuple[float, ...] | None, _Numbers, default_is("none")] = None
-    """See --mean."""
+    """Standard deviations of the same."""
 
     activation: Annotated[str | None, argument(str, "relu|silu"), default_is("required there")] = None
-    """Of a source of the layout dm, which does not tell."""
+    """Activation of a source of the layout dm, which does not tell."""
 
     shortcut: Annotated[str | None, argument(str, "activated|input"), default_is("required there")] = None
     """Of a PreActResNet-18 by others, which does not tell: whether its convolutional shortcuts take the input of their

@@ -28,11 +28,11 @@ class Curvature(Output, TrainedModelConfig):
     """An image is done when the residual is below this times its eigenvalue."""
 
     reduction: Reduction = "example"
-    """Of each image's own loss; or that divided by the batch size, as of the mean loss of a batch. The paper does not
-    say which its numbers are of."""
+    """Whose curvature: of each image's own loss; or that divided by the batch size, as of the mean loss of a batch. The
+    paper does not say which its numbers are of."""
 
     batch_size: Annotated[int, Integer] = 100
-    """Images that are looked at at once."""
+    """Images that go through the model at once; also what batch_mean divides by."""
 
     def __call__(self) -> None:
         self.check_output()

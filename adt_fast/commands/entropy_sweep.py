@@ -22,10 +22,10 @@ class EntropySweep(TrainConfig):
     """Train with several weights of the entropy, and plot accuracies and entropies (the paper's Figure 3)."""
 
     method: Annotated[str, tyro.conf.arg(metavar="|".join(sweep_methods()))] = "adt-exp-am"
-    """How to train."""
+    """Training method, one whose distributions are explicit."""
 
     entropy_weights: tuple[Annotated[float, Number], ...] = ENTROPY_WEIGHTS
-    """The lambdas."""
+    """The lambdas, weights of the entropy, to train with; all different."""
 
     entropy_samples: Annotated[int, Integer] = 100
     """Monte Carlo samples for the entropy of each image's distribution."""

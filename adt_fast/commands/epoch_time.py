@@ -28,13 +28,13 @@ class EpochTime(TrainConfig):
     test_limit: tyro.conf.Suppress[int | None] = None
 
     methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD ...")] = FIGURE_6_METHODS
-    """What to time, in turns."""
+    """Training methods to time, which take turns."""
 
     minibatches: Annotated[int, Integer] = 10
-    """Of each method that are timed."""
+    """Minibatches of each method that are timed."""
 
     warmup: Annotated[int, Integer] = 3
-    """Minibatches of each method before."""
+    """Minibatches of each method before those, which are not timed."""
 
     config: Annotated[str | None, argument(str, "NAME|FILE"), default_is("none")] = None
     """Settings to start from, see adt-fast train."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import tyro
 from torch import nn
 
 from .._arguments import Folder, argument, default_is
+from .._folder_lock import FolderLock
 from ..checkpoint import load_model
 from ..config import TrainedModelConfig
 from ..evaluation import AttackLike, RobustReport, accuracy_table, create_attack, evaluate, split_attack_names
@@ -47,7 +49,7 @@ class Evaluate(TrainedModelConfig):
     """Model on which the images of transfer- attacks are made."""
 
     precision: Precision = "fp32"
-    """Of the model while it is attacked. In 16 bits a rounding error could pass for robustness."""
+    """Arithmetic of the model while it is attacked. In 16 bits a rounding error could pass for robustness."""
 
     examples: int = 8
     """How many images the report shows with their perturbations."""
@@ -56,14 +58,17 @@ class Evaluate(TrainedModelConfig):
         names = split_attack_names(self.attacks)
         if self.resume and self.output is None:
             raise ValueError("output must be given with --resume: the folder where the state is")
+        lock = None if self.output is None else FolderLock.again(self.output)  # first: in use, all else may change
         check_state(self._in_output(_STATE_NAME), self.resume)
         trained = TrainedModel(self)
         source = None if self.source is None else load_model(checkpoint_of(self.source))[0].to(trained.device)
         self._check_attacks(trained, names, source)
-        print(trained.headline, flush=True)
-        with begun(self._how_to_go_on()):
-            report = self._report(trained, names, source)
-            files = [] if self.output is None else report.save(self.output)
+        with nullcontext() if self.output is None else lock or FolderLock(self.output):
+            check_state(self._in_output(_STATE_NAME), self.resume)  # nobody else writes there from here on
+            print(trained.headline, flush=True)
+            with begun(self._how_to_go_on()):
+                report = self._report(trained, names, source)
+                files = [] if self.output is None else report.save(self.output)
         print(f"\n{accuracy_table(report.accuracies())}")
         for warning in report.warnings:
             print(f"\nwarning: {warning}")

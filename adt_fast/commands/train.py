@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated
 
 import tyro
 import yaml
+from tqdm import tqdm
 
 from .._arguments import Number, argument, default_is
 from ..config import TrainConfig
+from ..devices import resolve_device
 from ..evaluation import accuracy_table
 from ..experiment import DEFAULT_SAVE_EVERY, TrainingRun
+from ..processes import Processes, local_device
 from ..trainer import EpochResult
+from ..validation import Validated
 from .command import begun
 
 
@@ -42,32 +48,69 @@ class Train(TrainConfig):
         if self.print_config:
             print(yaml.safe_dump(config.resolved().as_dict(), sort_keys=False), end="")
             return
-        run = TrainingRun(config, resume=self.resume, save_every=self.save_every)
-        for warning in run.warnings:
-            print(f"adt-fast: warning: {warning}", file=sys.stderr)
-        print(_headline(run), flush=True)
-        if self.resume:
-            print(f"going on at {run.stands_at}", flush=True)
-        with begun(_how_to_go_on(run)):
-            run.train(report=None if sys.stderr.isatty() else lambda result: _print_epoch(result, run.config.epochs))
-            results = run.results or run.evaluate()
-        print(f"\n{accuracy_table(results)}\n\nsaved to {run.folder.path}")
+        with Processes.from_torchrun(local_device(resolve_device(config.device))) as processes:
+            run = self._run(config, processes)
+            try:
+                _train(run)
+            finally:
+                run.close()
+
+    def _run(self, config: TrainConfig, processes: Processes) -> TrainingRun:
+        try:
+            return TrainingRun(config, resume=self.resume, save_every=self.save_every, processes=processes)
+        except (ValueError, OSError, ImportError):
+            if processes.is_first:
+                raise
+            raise SystemExit(2) from None  # the first one has the same error, and says it
+
+
+def _train(run: TrainingRun) -> None:
+    say = partial(print, flush=True) if run.processes.is_first else _silent
+    for warning in run.warnings:
+        print(f"adt-fast: warning: {warning}", file=sys.stderr)
+    say(_headline(run))
+    if run.stands_at != "the beginning":
+        say(f"going on at {run.stands_at}")
+    with begun(_how_to_go_on(run)):
+        run.train(report=lambda *results: _say_above_bar(say, _epoch_line(*results, run.config.epochs)))
+        if run.results is None:
+            run.evaluate()
+    say(f"\n{accuracy_table(run.results)}")
+    if run.best_results is not None:
+        best = run.validation.best
+        say(f"\nof the best model in validation{f', that after epoch {best.epoch}' if best else ''}\n\n"
+            f"{accuracy_table(run.best_results)}")
+    say(f"\nsaved to {run.path}")
+
+
+def _silent(text: str) -> None:
+    """Of several processes, only the first one speaks."""
+
+
+def _say_above_bar(say: Callable[[str], None], line: str) -> None:
+    with tqdm.external_write_mode(sys.stdout):
+        say(line)
 
 
 def _headline(run: TrainingRun) -> str:
     config = run.config
     images = len(run.train_loader.data)
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    where = config.device if run.processes.size == 1 else f"{run.processes.size} processes, {config.device}"
     return (f"{config.method} on {config.dataset}: {images:,} training images, {config.epochs} epochs, "
-            f"epsilon {config.epsilon:.4g}, {config.model} ({parameters:,} parameters), on {config.device}")
+            f"epsilon {config.epsilon:.4g}, {config.model} ({parameters:,} parameters), on {where}")
 
 
 def _how_to_go_on(run: TrainingRun) -> str:
-    folder = run.folder.path
-    command = f"adt-fast train --output {shlex.quote(str(folder))} --resume"
-    return f"interrupted; the metrics so far are in {folder}. To go on: {command}"
+    command = f"adt-fast train --output {shlex.quote(str(run.path))} --resume"
+    if run.processes.size > 1:
+        command = f"torchrun --nproc-per-node {run.processes.size} -m adt_fast.cli{command.removeprefix('adt-fast')}"
+    return f"interrupted; the metrics so far are in {run.path}. To go on: {command}"
 
 
-def _print_epoch(result: EpochResult, epochs: int) -> None:
-    print(f"epoch {result.epoch:>{len(str(epochs))}}/{epochs}  loss {result.loss:.4f}  "
-          f"accuracy while training {result.accuracy:6.2%}  {result.seconds:.1f} s", flush=True)
+def _epoch_line(result: EpochResult, validated: Validated | None, epochs: int) -> str:
+    clean = "" if result.clean_accuracy is None else f", clean {result.clean_accuracy:6.2%}"
+    validation = "" if validated is None else f"  validation {validated.robust}, clean {validated.natural}"
+    return (f"epoch {result.epoch:>{len(str(epochs))}}/{epochs}  loss {result.loss:.4f}  accuracy while training "
+            f"{result.accuracy:6.2%}{clean}{validation}  {result.images / result.seconds:,.0f} images/s  "
+            f"{result.seconds:.1f} s")

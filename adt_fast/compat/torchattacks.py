@@ -44,7 +44,8 @@ class _Moded(AttackWrapper):
         self._set("given")
 
     def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
-        """The class that the model finds least likely is to be reached; ``kth_min`` must be 1."""
+        """The class that the model finds least likely is to be reached; ``kth_min`` must be 1, ``quiet`` is
+        accepted."""
         if kth_min != 1:
             raise ValueError(f"kth_min must be 1, the least likely class, got {kth_min}")
         self._set("least-likely")
@@ -97,7 +98,8 @@ class MIFGSM(_Moded):
 class SPSA(_Moded):
     """See :class:`adt_fast.attacks.SPSA`; here an image is done once it is misclassified.
 
-    ``nb_sample`` directions, both ends of each evaluated; ``max_batch_size`` images go through the model at once.
+    ``nb_iter`` steps of size ``lr``; for each, ``nb_sample`` directions of size ``delta``, both ends of each evaluated;
+    ``max_batch_size`` images go through the model at once.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """Data sets as tensors in memory, and batches of them on the training device.
 
-`load_dataset` reads a published data set; `BatchLoader` makes shuffled, augmented batches of it.
+`load_dataset` reads a published data set, `load_npz` synthetic images to train on beside it; `BatchLoader` makes
+shuffled, augmented batches of them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from .cifar import load_cifar10, load_cifar100
 from .digits import load_digits
 from .images import DataError, ImageData, check_limit
 from .loader import BatchLoader
+from .npz import load_npz
 from .svhn import load_svhn
 
-__all__ = ["BatchLoader", "DataError", "ImageData", "dataset_names", "load_dataset"]
+__all__ = ["BatchLoader", "DataError", "ImageData", "dataset_names", "load_dataset", "load_npz"]
 
 _FROM_FILES = {"cifar10": load_cifar10, "cifar100": load_cifar100, "svhn": load_svhn}
 _SPLITS = ("train", "test")

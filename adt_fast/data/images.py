@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_finite, check_int
+from .split import stratified_choice
 
 
 class DataError(ValueError):
@@ -68,7 +69,23 @@ class ImageData:
         Raises TypeError where limit is not an int, ValueError where it is below 1.
         """
         check_limit(limit)
-        return self if limit is None else replace(self, images=self.images[:limit], labels=self.labels[:limit])
+        return self if limit is None else self._part(slice(limit))
+
+    def held_out(self, count: int, seed: int) -> tuple[ImageData, ImageData]:
+        """The data without `count` images, and these, which then choose the best checkpoint (Rice et al., 2020).
+
+        count: 1 to N - 1. They are chosen at random, of each class its share, to within one image.
+        seed: 0 to 2**64 - 1. The choice is a function of the seed, the count and the labels alone.
+
+        Both parts are in the data's order, on its device. Raises TypeError or ValueError that names the argument.
+        """
+        check_int("count", count, 1, len(self))
+        check_int("seed", seed, 0, 2**64)
+        chosen = torch.from_numpy(stratified_choice(self.labels.cpu().numpy(), count, seed)).to(self.images.device)
+        return self._part(~chosen), self._part(chosen)
+
+    def _part(self, which: Tensor | slice) -> ImageData:
+        return replace(self, images=self.images[which], labels=self.labels[which])
 
 
 def check_limit(limit: int | None) -> None:

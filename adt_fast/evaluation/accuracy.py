@@ -19,7 +19,9 @@ class Accuracy:
     """How many images were classified right."""
 
     correct: int
+    """Those."""
     total: int
+    """All."""
 
     def __float__(self) -> float:
         """The share, from 0 to 1."""

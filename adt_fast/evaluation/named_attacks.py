@@ -68,7 +68,8 @@ def attack_names() -> tuple[str, ...]:
 
 
 def split_attack_names(text: str) -> tuple[str, ...]:
-    """The names in a comma-separated list, in which ``paper`` stands for :data:`PAPER`; one that comes twice once.
+    """The names in a text with commas between them, in which ``paper`` stands for :data:`PAPER`; one that comes twice
+    once.
 
     Raises:
         ValueError: if one of them is empty.

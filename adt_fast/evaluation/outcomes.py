@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ..processes import Processes
 
 WRONG, RIGHT, NOT_ATTACKED = 0, 1, -1
 
@@ -84,6 +85,15 @@ class Outcomes:
         if len(self._batches) > count:
             raise ValueError(f"data must be the same as when the state was saved: it has outcomes of "
                              f"{len(self._batches)} batches, the data have {count}")
+
+    def share(self, processes: Processes) -> None:
+        """Every process gets the outcomes that each has, and the first one's examples."""
+        mine = {"batches": self._batches, "examples": self.examples}
+        every = processes.from_first(processes.gather(mine))
+        count = max(len(one["batches"]) for one in every)
+        found = [one["batches"][index : index + 1] for index in range(count) for one in every]
+        self._batches = [batch for one in found for batch in one if batch]
+        self.examples = every[0]["examples"]
 
     def joined(self, name: str) -> Tensor:
         """The outcomes under a name, of all batches that have it, ``[N]``."""

@@ -159,6 +159,9 @@ class RobustReport:
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Writes report.json, report.md, and report.html with figures; each appears whole or not at all.
 
+        Args:
+            folder: made if missing.
+
         Returns:
             The files. report.html is not among them where matplotlib or jinja2 are missing, the extra ``report``.
 

@@ -20,6 +20,7 @@ from ..data import ImageData
 from ..input_gradient import FLOAT32, EngineOptions
 from ..model_state import check_model, device_of, model_mode, unwrap
 from ..noise import NoiseStream
+from ..processes import Processes
 from .batches import Batches, checked_batches, checked_pair, in_batches
 from .named_attacks import AttackLike, create_attack, split_attack_names
 from .outcomes import NOT_ATTACKED, RIGHT, WRONG, Outcomes, check_state, surviving
@@ -47,6 +48,7 @@ def evaluate(
     resume: bool = False,
     examples: int = 8,
     progress: bool | None = False,
+    processes: Processes | None = None,
 ) -> RobustReport:
     """The accuracy of a classifier under several attacks, and A_rob: of the images that withstand them all.
 
@@ -75,6 +77,8 @@ def evaluate(
         resume: go on from that file, if it is there; otherwise it must not be there.
         examples: how many images, of the first batch, the report shows with their perturbations, >= 0.
         progress: a progress bar with the accuracies so far: True, False, or None where stderr is a terminal.
+        processes: those that share the work, a batch each in turn: all call this with the same model and data, and all
+            get the whole report, which is that of one process. Default: this process alone.
 
     Raises:
         TypeError, ValueError: for a bad argument, image or label, by name; for an attack that leaves the ball; or if
@@ -92,6 +96,9 @@ def evaluate(
     if source is not None and not isinstance(source, nn.Module):
         raise TypeError(f"source must be a torch.nn.Module or None, got {type(source).__name__}")
     check_state(state, resume)
+    processes = Processes.alone() if processes is None else processes
+    if processes.size > 1 and state is not None:
+        raise ValueError("state must be None where several processes share an evaluation")
     batches = _Peeked(in_batches(model, data, batch_size))
     pool = in_batches(model, data.subset(_POOL), _POOL) if isinstance(data, ImageData) else [batches.first]
     given = {"epsilon": epsilon, "norm": norm, "source": source, "engine": engine, "seed": seed}
@@ -116,7 +123,7 @@ def evaluate(
     outcomes = Outcomes(state, settings)
     if resume:
         outcomes.resume()
-    run = _Evaluation(model, by_name, outcomes, settings)
+    run = _Evaluation(model, by_name, outcomes, settings, processes)
     return run(batches, progress)
 
 
@@ -124,13 +131,19 @@ class _Evaluation:
     """One pass over the data: all attacks on a batch, then the next."""
 
     def __init__(
-        self, model: nn.Module, attacks: dict[str, AttackLike], outcomes: Outcomes, settings: dict[str, Any]
+        self,
+        model: nn.Module,
+        attacks: dict[str, AttackLike],
+        outcomes: Outcomes,
+        settings: dict[str, Any],
+        processes: Processes,
     ) -> None:
         self.model = unwrap(model)
         self.was_training = in_train_mode(model)
         self.attacks = attacks
         self.outcomes = outcomes
         self.settings = settings
+        self.processes = processes
         self.warnings: list[str] = []
 
     def __call__(self, batches: Iterable[tuple[Tensor, Tensor]], progress: bool | None) -> RobustReport:
@@ -144,11 +157,15 @@ class _Evaluation:
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))  # a model may draw
             stack.callback(self.outcomes.save, force=True)  # whatever ends it
             for index, (images, labels) in enumerate(checked_batches(self.model, bar)):
+                if index % self.processes.size != self.processes.rank:
+                    continue
                 if index == 0:
                     with self._random_numbers("reviewer", None, index, device):
                         self.warnings += suspicious_model(self.model, images, labels, was_training=self.was_training)
                 self._batch(index, images, labels, bar)
             self.outcomes.check_no_more_than(index + 1)
+            if self.processes.size > 1:
+                self.outcomes.share(self.processes)
         return self._report()
 
     def _batch(self, index: int, images: Tensor, labels: Tensor, bar: tqdm) -> None:

@@ -8,7 +8,8 @@ from .accuracy import Accuracy
 
 
 def accuracy_table(rows: Mapping[str, Accuracy]) -> str:
-    """A plain-text table with one line per entry: what was evaluated, its accuracy, and out of how many images."""
+    """A plain-text table with one line per entry of ``rows``: what was evaluated, its accuracy, out of how many
+    images."""
     body = [(name, str(accuracy), f"{accuracy.correct} of {accuracy.total}") for name, accuracy in rows.items()]
     header, *lines = aligned([("test accuracy", "", "correct"), *body]).splitlines()
     return "\n".join([header, "-" * len(header), *lines])

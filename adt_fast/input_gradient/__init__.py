@@ -5,7 +5,7 @@ precision of ``options.py`` that ``guard.py`` watches over, in chunks of the siz
 ``graph.py`` captures the loop around it.
 """
 
-from .engine import GradientSession, InputGradient, InputGradients
+from .engine import GradientSession, InputGradient, InputGradients, Loop
 from .guard import Agreement, PrecisionWarning
 from .options import FLOAT32, EngineOptions, Precision
 
@@ -16,6 +16,7 @@ __all__ = [
     "GradientSession",
     "InputGradient",
     "InputGradients",
+    "Loop",
     "Precision",
     "PrecisionWarning",
 ]

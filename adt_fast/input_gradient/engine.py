@@ -41,8 +41,9 @@ class InputGradients(NamedTuple):
 class GradientSession:
     """The engine during one minibatch: the classifier's weights are taken to be constant.
 
-    :meth:`InputGradient.run` makes it. A call gives :class:`InputGradients`.
-    """
+    :meth:`InputGradient.run` makes it, with the model, dtype, chunk and loss of now. A call gives
+    :class:`InputGradients`; ``x`` are images ``[N, C, H, W]`` and ``labels`` int64 ``[N]``, as there, and ``scale``
+    too. """
 
     def __init__(
         self,
@@ -115,13 +116,14 @@ class GradientSession:
         return self._loss(self.logits(x), labels)
 
     def take_magnitudes(self, device: torch.device) -> Tensor:
-        """The largest elements of all gradients so far ``[n]``; empties the list."""
+        """The largest elements of all gradients so far ``[n]``, on the device; empties the list."""
         magnitudes = torch.stack(self._magnitudes) if self._magnitudes else torch.zeros(0, device=device)
         self._magnitudes = []
         return magnitudes
 
     def require_finite(self, magnitudes: Tensor) -> None:
-        """Raises FloatingPointError where one of the gradients was not finite. Waits for the device."""
+        """Raises FloatingPointError where one of the gradients was not finite, by their magnitudes. Waits for the
+        device."""
         finite = torch.isfinite(magnitudes)
         if bool(finite.all()):
             return
@@ -264,7 +266,7 @@ class InputGradient:
         return InputGradients(*self.run(once, x, labels), loss_scale)
 
     def losses(self, x: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each example ``[N]``, without a gradient; arguments as for a call."""
+        """The loss of each example ``[N]``, without a gradient; x and labels as for a call."""
         (losses,) = self.run(lambda session, x, labels: (session.losses(x, labels),), x, labels)
         return losses
 

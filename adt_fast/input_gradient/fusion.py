@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..models import Normalize
-from .layers import BATCH_NORMS, CONVOLUTIONS, ChannelAffine, Float32Linear, FoldedConvolution, WinogradConvolution
+from ..models.sync_batch_norm import BATCH_NORMS, SyncBatchNorm
+from .layers import CONVOLUTIONS, ChannelAffine, Float32Linear, FoldedConvolution, WinogradConvolution
 
 _RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
@@ -65,7 +66,7 @@ def fuse(model: nn.Module, *, native: bool, winograd: bool) -> fx.GraphModule:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, Normalize) or super().is_leaf_module(module, name)
+        return isinstance(module, (Normalize, SyncBatchNorm)) or super().is_leaf_module(module, name)
 
     def call_module(
         self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -111,7 +112,7 @@ class _Rewriter:
         return self.traced
 
     def _module(self, node: fx.Node) -> nn.Module | None:
-        """The module that a node calls, if no other node calls it and it is of a plain PyTorch class."""
+        """The module that a node calls, if no other node calls it and it is of a plain class."""
         if node.op != "call_module" or self.calls[node.target] != 1:
             return None
         module = self.modules[node.target]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import _winograd, ops
+from ..models.sync_batch_norm import BATCH_NORMS
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class ChannelAffine(nn.Module):

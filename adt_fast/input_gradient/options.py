@@ -12,6 +12,7 @@ import torch
 from .._checks import check_choice, check_finite, check_int
 
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+"""See :class:`EngineOptions`."""
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

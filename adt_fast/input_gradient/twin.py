@@ -150,8 +150,10 @@ def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 def _copy_of(model: nn.Module) -> nn.Module:
     if hooked := hooked_module(model):
         raise TwinUnavailable(f"the model has hooks (on {hooked})")
+    # Process groups cannot be copied, and in eval mode PyTorch's batch norm has no use for its own.
+    groups = [module.process_group for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
     try:
-        return copy.deepcopy(model).eval().requires_grad_(False)
+        return copy.deepcopy(model, {id(group): None for group in groups}).eval().requires_grad_(False)
     except Exception as error:  # tensors with a graph, locks, open files: whatever a user's module holds
         raise TwinUnavailable(f"the model cannot be copied ({_one_line(error)})") from error
 

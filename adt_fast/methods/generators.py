@@ -29,7 +29,13 @@ def exp_am(
     recipe: RecipeName | ExpAmRecipe = "published",
     **options: Any,
 ) -> EXPAM:
-    """:class:`EXPAM` with a new generator for images of that shape."""
+    """:class:`EXPAM` with a new generator for images of that shape.
+
+    Args:
+        model, epsilon, entropy_weight, recipe, **options: see :class:`EXPAM`.
+        image_shape: (C, H, W) of the images.
+        generator_width: filters of the generator's first convolution, >= 1; the paper's are 256.
+    """
     recipe = exp_am_recipe(recipe)
     generator = _generator(model, image_shape, generator_width, recipe.narrow_third_block, outputs=2)
     return EXPAM(model, epsilon, generator=generator, entropy_weight=entropy_weight, recipe=recipe, **options)
@@ -46,7 +52,12 @@ def imp_am(
     recipe: RecipeName | ImpAmRecipe = "published",
     **options: Any,
 ) -> IMPAM:
-    """:class:`IMPAM` with a new generator and a new encoder for images of that shape."""
+    """:class:`IMPAM` with a new generator and a new encoder for images of that shape.
+
+    Args:
+        model, epsilon, latent_dim, entropy_weight, recipe, **options: see :class:`IMPAM`.
+        image_shape, generator_width: see :func:`exp_am`.
+    """
     recipe = imp_am_recipe(recipe)
     generator = _generator(model, image_shape, generator_width, recipe.narrow_third_block, latent_dim=latent_dim)
     encoder = _placed(VariationalEncoder(image_shape[0], latent_dim), model)
@@ -66,7 +77,13 @@ def l2l(
     gradient_scale: GradientScale = "max_abs",
     **options: Any,
 ) -> L2L:
-    """:class:`L2L` with a new generator, the one of ADT-EXP-AM but for its outputs, as in the paper (Section D.4)."""
+    """:class:`L2L` with a new generator, the one of ADT-EXP-AM but for its outputs, as in the paper (Section D.4).
+
+    Args:
+        model, epsilon, gradient_scale, **options: see :class:`L2L`.
+        image_shape, generator_width: see :func:`exp_am`.
+        narrow_third_block: see :class:`adt_fast.models.PerturbationGenerator`.
+    """
     generator = _generator(model, image_shape, generator_width, narrow_third_block)
     return L2L(model, epsilon, generator=generator, gradient_scale=gradient_scale, **options)
 

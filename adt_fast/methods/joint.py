@@ -81,7 +81,7 @@ class JointTraining:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave.
+        """Restores a ``state`` that :meth:`state_dict` gave.
 
         Raises:
             ValueError: see :meth:`check_state_dict`; nothing is changed then.
@@ -92,7 +92,8 @@ class JointTraining:
             load_optimizer_state(self.optimizers[name], state[name]["optimizer"])
 
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError if it is of other networks, or a network's tensors have other names, shapes or dtypes."""
+        """Raises ValueError if ``state`` is of other networks, or a network's tensors have other names, shapes or
+        dtypes."""
         if not isinstance(state, Mapping) or set(state) != set(self.networks):
             given = sorted(state) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(f"state must be of the networks {sorted(self.networks)}, got {given}")

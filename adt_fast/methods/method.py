@@ -25,7 +25,8 @@ class Perturbed(NamedTuple):
     """``[n, B, C, H, W]``. Where networks are trained jointly, its graph leads to them, with the gradient reversed: one
     backward pass of the training loss makes the classifier lower it and the networks raise it."""
     penalty: Tensor | None
-    """A number that the jointly trained networks lower besides, to be added to the loss; None where there is none."""
+    """A number that the jointly trained networks lower besides, to be added to the loss; None where there is none. A
+    mean over the images at hand, see :class:`adt_fast.attacks.AmortizedSample`."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ OuterLoss = Callable[[nn.Module, Tensor, Tensor, Tensor], OuterResult]
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross entropy on the adversarial images.
+    """An :data:`OuterLoss`: cross entropy on the adversarial images.
 
     Args:
         label_smoothing: s in [0, 1): the true class weighs 1 - s, and the others share s, as FeaScatter has it.
@@ -64,7 +64,8 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class HalfClean:
-    """Half cross entropy on the images, half on the adversarial ones (Kurakin et al., 2017), plus logit pairing.
+    """An :data:`OuterLoss`: half cross entropy on the images, half on the adversarial ones (Kurakin et al., 2017), plus
+    logit pairing.
 
     Both go through the model in one batch, so that batch norm sees the mixture, as its authors advise.
 
@@ -91,7 +92,8 @@ class HalfClean:
 
 @dataclass(frozen=True)
 class Trades:
-    """Cross entropy on the images, plus ``trades_weight * KL(p(x) || p(x_adv))`` (Zhang et al., 2019; Section D.3).
+    """An :data:`OuterLoss`: cross entropy on the images, plus ``trades_weight * KL(p(x) || p(x_adv))`` (Zhang et al.,
+    2019; Section D.3).
 
     Gradients flow through both distributions.
 

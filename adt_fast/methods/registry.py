@@ -124,7 +124,7 @@ def create_method(
 
 
 def check_options(spec: MethodSpec, options: dict[str, Any]) -> None:
-    """Raises ValueError where the method has no such option; the message lists those it has."""
+    """Raises ValueError where the method of ``spec`` lacks one of the ``options``; the message lists those it has."""
     known = spec.defaults()
     if foreign := sorted(options.keys() - known.keys()):
         raise ValueError(f"{foreign[0]} is no option of method {spec.name!r}, which has {', '.join(known)}")

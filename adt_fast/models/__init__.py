@@ -1,7 +1,8 @@
 """Classifiers: images [B, C, H, W] in [0, 1] in, logits [B, num_classes] out; normalisation is inside.
 
 `create_model` builds one by its name. Each has `features(images)`, the feature map before pooling. Beside them are the
-networks that amortised ADT trains against a classifier: `PerturbationGenerator` and `VariationalEncoder`.
+networks that amortised ADT trains against a classifier: `PerturbationGenerator` and `VariationalEncoder`; and
+`convert_sync_batchnorm`, for training in several processes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .generator import PerturbationGenerator
 from .normalize import Normalize
 from .preactresnet import PreActResNet18
 from .small_cnn import SmallCNN
+from .sync_batch_norm import convert_sync_batchnorm
 from .wide_resnet import WideResNet
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "SmallCNN",
     "VariationalEncoder",
     "WideResNet",
+    "convert_sync_batchnorm",
     "create_model",
     "model_names",
 ]

@@ -1,0 +1,54 @@
+"""Docstrings as the source has them, those of attributes and constants included, which Python does not keep."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+from functools import cache
+from itertools import pairwise
+from types import ModuleType
+
+
+def documented_names(owner: type | ModuleType) -> dict[str, str]:
+    """The texts below the assignments in the body of a class or module, by the name that is assigned."""
+    body = _body(owner)
+    texts = {}
+    for statement, below in pairwise(body):
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
+            texts |= dict.fromkeys(_assigned(statement), inspect.cleandoc(below.value.value))
+    return texts
+
+
+def defined_names(module: ModuleType) -> dict[str, ast.stmt]:
+    """What a module defines, in its order: functions, classes, constants."""
+    names: dict[str, ast.stmt] = {}
+    for statement in _body(module):
+        defined = isinstance(statement, (ast.FunctionDef, ast.ClassDef))
+        names |= dict.fromkeys([statement.name] if defined else _assigned(statement), statement)
+    return names
+
+
+def as_prose(text: str) -> str:
+    """A text for Markdown: the roles of reST become code."""
+    return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
+
+
+def first_paragraph(text: str) -> str:
+    """On one line."""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+@cache
+def _body(owner: type | ModuleType) -> list[ast.stmt]:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+    return tree.body if isinstance(owner, ModuleType) else tree.body[0].body
+
+
+def _assigned(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, ast.AnnAssign):
+        targets = [statement.target]
+    else:
+        targets = statement.targets if isinstance(statement, ast.Assign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
