@@ -31,7 +31,8 @@ class BatchCheck:
     """Checks that (images, labels) are what a classifier can be attacked and trained on.
 
     Args:
-        model: the classifier. The first batch tells how many classes it has, by one image in eval mode.
+        model: the classifier. The first batch, and the first of another image size, tells how many classes it has, by
+            one image in eval mode.
         lower, upper: the images' range.
     """
 
@@ -39,7 +40,8 @@ class BatchCheck:
         self.model = unwrap(model)
         self.lower = lower
         self.upper = upper
-        self._num_classes: int | None = None
+        self._num_classes: dict[torch.Size, int] = {}
+        """By the size of an image [C, H, W]."""
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Checks a minibatch.
@@ -85,11 +87,17 @@ class BatchCheck:
                              f"{lowest} to {highest}")
 
     def _count_classes(self, images: Tensor) -> int:
-        if self._num_classes is None:
-            with model_mode(self.model, "eval"), torch.no_grad():
-                logits = self.model(images[:1])
+        size = images.shape[1:]
+        if size not in self._num_classes:
+            try:
+                with model_mode(self.model, "eval"), torch.no_grad():
+                    logits = self.model(images[:1])
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # PyTorch's, where layers and images do not go together
+                raise ValueError(f"model does not take images {list(size)} of {images.dtype}: {error}") from error
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
                 given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise ValueError(f"model must give logits [B, num_classes], got {given} for one image")
-            self._num_classes = logits.shape[1]
-        return self._num_classes
+            self._num_classes[size] = logits.shape[1]
+        return self._num_classes[size]

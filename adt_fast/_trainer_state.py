@@ -92,5 +92,6 @@ def _check_processes(states: object) -> None:
 
 
 def _check_kind(what: str, mine: object, state: Mapping[str, Any]) -> None:
-    if not isinstance(state["kind"], str) or state["kind"] != type(mine).__name__:
-        raise ValueError(f"state must be of a {type(mine).__name__} as {what}, got that of a {shown(state['kind'])}")
+    kind = state["kind"] if isinstance(state["kind"], str) else shown(state["kind"])
+    if kind != type(mine).__name__:
+        raise ValueError(f"state must be of a {type(mine).__name__} as {what}, got that of a {kind[:200]}")

@@ -79,6 +79,9 @@ class Trainer:
         check_model(model)
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        own = {id(parameter) for parameter in model.parameters()}
+        if own and own.isdisjoint(id(parameter) for group in optimizer.param_groups for parameter in group["params"]):
+            raise ValueError("optimizer must have parameters of the model, it has none of them and would train nothing")
         if not isinstance(method, Method):
             raise TypeError(f"method must be an adt_fast.methods.Method, got {type(method).__name__}")
         check_mode("outer_mode", outer_mode)
