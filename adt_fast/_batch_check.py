@@ -60,7 +60,7 @@ class BatchCheck:
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
         if images.dtype not in COMPUTE_DTYPES or images.layout != torch.strided:
-            raise TypeError(f"images must be dense, float32 (or float64) in [{self.lower:g}, {self.upper:g}], "
+            raise TypeError(f"images must be float32 (or float64) in [{self.lower:g}, {self.upper:g}], and dense, "
                             f"got {images.dtype}, {images.layout}")
         if images.dim() != 4 or images.numel() == 0:
             raise ValueError(f"images must be a batch [B, C, H, W] that is not empty, got {list(images.shape)}")

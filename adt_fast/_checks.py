@@ -166,7 +166,7 @@ def check_positive(name: str, value: float) -> None:
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}")
 
 
 def check_written(name: str, tensor: torch.Tensor, layout: torch.memory_format | None = None) -> None:

@@ -177,4 +177,4 @@ def _check_plain(what: str, state: object, kind: type) -> None:
         is_whole = type(value) is int and 0 <= value < 2**63
         kinds = {"None": value is None, "str": isinstance(value, str), "int": is_whole, "float": is_number(value)}
         if not any(kinds[option] for option in wanted.split(" | ")):
-            raise ValueError(f"{what} must have a {one.name} of the kind {wanted}, got {shown(value)}")
+            raise ValueError(f"{one.name} of {what} must be {wanted}, numbers finite, int >= 0, got {shown(value)}")

@@ -457,7 +457,7 @@ ALSO_NAMED = {
     "device": "device|Device", "name": "model|method|dataset|attack|depth|width", "model_name": "model|name",
     "entry": "",
     "model_kwargs": "metadata", "extra": "metadata", "callbacks": "callback", "attacks": "attack",
-    "generator_width": "width", "epsilon": "", "sources": "models|model", "targets": "models|model",
+    "generator_width": "width", "epsilon": "", "models": "model", "sources": "models|model", "targets": "models|model",
 }  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def fit_generator(
     """
     check_int("epochs", epochs, 1, 2**31)
     if not isinstance(attack, AmortizedAttack):
-        raise TypeError(f"attack must be an EXPAM, IMPAM or L2L, got {type(attack).__name__}")
+        raise TypeError(f"attack, the maximizer, must be an AmortizedAttack, got {type(attack).__name__}")
     if not isinstance(batches, Iterable):
         raise TypeError(f"batches must give (images, labels), got {type(batches).__name__}")
     training = JointTraining(attack, generator_learning_rate=generator_learning_rate)
