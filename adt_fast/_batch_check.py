@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,11 +12,27 @@ from ._checks import COMPUTE_DTYPES
 from .model_state import device_of, model_mode, unwrap
 
 
+def pairs(name: str, batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """The batches, each of which has to be a pair. name: what error messages call them.
+
+    Raises:
+        TypeError: if they are none that can be iterated over, or one is no pair.
+    """
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"{name} must give batches (images, labels), got {type(batches).__name__}")
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            length = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            raise TypeError(f"{name} must give batches (images, labels), got a {type(batch).__name__}{length}")
+        yield batch[0], batch[1]
+
+
 class BatchCheck:
     """Checks that (images, labels) are what a classifier can be attacked and trained on.
 
     Args:
-        model: the classifier. The first batch tells how many classes it has, by one image in eval mode.
+        model: the classifier. The first batch, and the first of another image size, tells how many classes it has, by
+            one image in eval mode.
         lower, upper: the images' range.
     """
 
@@ -21,7 +40,8 @@ class BatchCheck:
         self.model = unwrap(model)
         self.lower = lower
         self.upper = upper
-        self._num_classes: int | None = None
+        self._num_classes: dict[torch.Size, int] = {}
+        """By the size of an image [C, H, W]."""
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Checks a minibatch.
@@ -39,9 +59,9 @@ class BatchCheck:
     def _check_images(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
-        if images.dtype not in COMPUTE_DTYPES:
-            raise TypeError(f"images must be float32 (or float64) in [{self.lower:g}, {self.upper:g}], "
-                            f"got {images.dtype}")
+        if images.dtype not in COMPUTE_DTYPES or images.layout != torch.strided:
+            raise TypeError(f"images must be float32 (or float64) in [{self.lower:g}, {self.upper:g}], and dense, "
+                            f"got {images.dtype}, {images.layout}")
         if images.dim() != 4 or images.numel() == 0:
             raise ValueError(f"images must be a batch [B, C, H, W] that is not empty, got {list(images.shape)}")
         device = device_of(self.model)
@@ -67,11 +87,17 @@ class BatchCheck:
                              f"{lowest} to {highest}")
 
     def _count_classes(self, images: Tensor) -> int:
-        if self._num_classes is None:
-            with model_mode(self.model, "eval"), torch.no_grad():
-                logits = self.model(images[:1])
+        size = images.shape[1:]
+        if size not in self._num_classes:
+            try:
+                with model_mode(self.model, "eval"), torch.no_grad():
+                    logits = self.model(images[:1])
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # PyTorch's, where layers and images do not go together
+                raise ValueError(f"model does not take images {list(size)} of {images.dtype}: {error}") from error
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
                 given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise ValueError(f"model must give logits [B, num_classes], got {given} for one image")
-            self._num_classes = logits.shape[1]
-        return self._num_classes
+            self._num_classes[size] = logits.shape[1]
+        return self._num_classes[size]

@@ -124,7 +124,7 @@ def check_int(name: str, value: int, lowest: int, end: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not lowest <= value < end:
-        raise ValueError(f"{name} must be in [{lowest}, {end - 1}], got {value}")
+        raise ValueError(f"{name} must be in [{lowest}, {end - 1}], got {shown(value)}")
 
 
 def check_bool(name: str, value: bool) -> None:
@@ -173,7 +173,7 @@ def check_fraction(name: str, value: float) -> None:
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}")
 
 
 def check_written(name: str, tensor: torch.Tensor, layout: torch.memory_format | None = None) -> None:
@@ -230,6 +230,17 @@ def _check_number(name: str, value: float) -> None:
         float(value)
     except OverflowError:
         raise ValueError(f"{name} must be in the range of float64, got an int of {value.bit_length()} bits") from None
+
+
+def shown(value: object) -> str:
+    """A value in a message, in some 200 characters at most, whatever it is."""
+    if isinstance(value, int) and value.bit_length() > 600:  # Python refuses to write out the longest ones
+        return f"an int of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # one of those is in it, or it is nested too deep
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 200 else text[:200] + " ..."
 
 
 def _short(dtype: torch.dtype) -> str:

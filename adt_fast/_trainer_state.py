@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ._state_checks import check_keys, check_network_state, check_optimizer_state
+from torch.optim.lr_scheduler import LRScheduler
+
+from ._checks import shown
+from ._state_checks import alike, check_keys, check_network_state, check_optimizer_state, check_random_state
 from .fit_progress import FitProgress
 from .model_state import unwrap
 from .noise import NoiseStream
@@ -61,7 +64,20 @@ def check_trainer_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
     if state["fit"] is not None:
         check_keys("state of the fit", state["fit"], ("progress", "scheduler"))
         FitProgress.from_state(state["fit"]["progress"])
+        scheduler = state["fit"]["scheduler"]
+        if not isinstance(scheduler, (Mapping, type(None))):
+            raise ValueError(f"state of the scheduler must be a dict or None, got {type(scheduler).__name__}")
     _check_processes(state["processes"])
+
+
+def check_scheduler_state(scheduler: LRScheduler, state: object) -> None:
+    """Raises ValueError where it is not of a scheduler of that kind, whose attributes it would become."""
+    mine = scheduler.state_dict()
+    check_keys("state of the scheduler", state, mine)
+    for name, value in mine.items():
+        if not alike(value, state[name]):
+            raise ValueError(f"state of the scheduler has {name}={shown(state[name])}, and this one {shown(value)}, "
+                             "another kind of value")
 
 
 def _check_processes(states: object) -> None:
@@ -70,8 +86,12 @@ def _check_processes(states: object) -> None:
                          f"got {type(states).__name__}")
     for state in states:
         check_keys("state of a process", state, ("engine", "random", "random_at_start"))
+        for name in ("random", "random_at_start"):
+            if state[name] is not None:
+                check_random_state(f"{name} of a process", state[name])
 
 
 def _check_kind(what: str, mine: object, state: Mapping[str, Any]) -> None:
-    if state["kind"] != type(mine).__name__:
-        raise ValueError(f"state must be of a {type(mine).__name__} as {what}, got that of a {state['kind']}")
+    kind = state["kind"] if isinstance(state["kind"], str) else shown(state["kind"])
+    if kind != type(mine).__name__:
+        raise ValueError(f"state must be of a {type(mine).__name__} as {what}, got that of a {kind[:200]}")

@@ -23,12 +23,15 @@ from torch import Tensor, nn
 
 from ._atomic_file import atomic_file
 from .checkpoint_layouts import UnknownCheckpoint, from_foreign, is_torch_file, read_file
+from .model_state import check_model
 from .models import create_model
 
 FORMAT_VERSION = 1
 """Of the files written; newer ones are refused."""
 
 _ENTRY = "adt_fast"
+_LONGEST_REASON = 500
+"""Characters of a message that may come from a hostile file."""
 _DTYPES = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
@@ -118,14 +121,42 @@ def pack_state(state: Any) -> tuple[dict[str, Tensor], Any]:
 
 
 def unpack_state(tensors: Mapping[str, Tensor], structure: Any) -> Any:
-    """The state that `pack_state` was given; tuples come back as lists."""
+    """The state that `pack_state` was given; tuples come back as lists.
+
+    Raises CheckpointError where the structure is not of `pack_state`, or names a tensor that is not there.
+    """
     if not isinstance(structure, dict):
+        if isinstance(structure, list):
+            raise CheckpointError("the structure of a state must be of dicts and plain values, it holds a list")
         return structure
-    if "tensor" in structure:
-        return tensors[structure["tensor"]]
-    if "list" in structure:
-        return [unpack_state(tensors, item) for item in structure["list"]]
-    return {key: unpack_state(tensors, item) for key, item in structure["dict"]}
+    try:
+        ((kind, content),) = structure.items()
+        if kind == "tensor":
+            return tensors[content]
+        if kind == "list" and isinstance(content, list):
+            return [unpack_state(tensors, item) for item in content]
+        if kind == "dict" and isinstance(content, list):
+            return {key: unpack_state(tensors, item) for key, item in content}
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        what = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+        raise CheckpointError(f"the structure of a state is not as adt_fast writes it ({what})") from error
+    raise CheckpointError(f"the structure of a state is not as adt_fast writes it: it has {str(kind)[:80]!r}")
+
+
+def load_state(path: str | os.PathLike[str], entry: str, what: str) -> tuple[Any, dict[str, Any]]:
+    """A state that was packed and saved with its structure under `entry` of the metadata; and all of these.
+
+    what: the file holds, in words, for messages. Raises OSError and CheckpointError, see `load_checkpoint`.
+    """
+    tensors, metadata = load_checkpoint(path)
+    if entry not in metadata:
+        raise CheckpointError(f"{path} is a checkpoint, but not of {what}")
+    try:
+        return unpack_state(tensors, metadata[entry]), metadata
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def save_model(
@@ -143,6 +174,10 @@ def save_model(
     Raises ValueError, before anything is written, where create_model(model_name, **model_kwargs) makes another model
     than this one; and what `create_model` and `save_checkpoint` raise.
     """
+    check_model(model)
+    for argument, value in (("model_kwargs", model_kwargs), ("extra", extra)):
+        if not isinstance(value, (dict, type(None))):
+            raise TypeError(f"{argument} must be a dict or None, got {type(value).__name__}")
     metadata = {"model_name": model_name, "model_kwargs": model_kwargs or {}, "extra": extra or {}}
     _check_metadata(metadata)
     state = model.state_dict()
@@ -222,7 +257,7 @@ def _read_foreign(path: Path, content: bytes, options: dict[str, Any]) -> tuple[
     try:
         found = from_foreign(read_file(content), **options)
     except UnknownCheckpoint as error:
-        raise CheckpointError(f"{path} {error}") from error
+        raise CheckpointError(f"{path} {str(error)[:_LONGEST_REASON]}") from error
     extra = {"source": {"file": path.name, **found.source}}
     return found.state, {"model_name": found.model_name, "model_kwargs": found.model_kwargs, "extra": extra}
 
@@ -285,6 +320,8 @@ def _read_entry(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"tensors must be a dict of names and tensors, got {type(tensors).__name__}")
     for name, tensor in tensors.items():
         if not isinstance(name, str):
             raise TypeError(f"tensors must have str names, got {name!r}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import tyro
 
 from ._arguments import Folder, Integer, Number, Text, argument, default_is
-from ._checks import check_int, check_not_negative, check_positive
+from ._checks import check_choice, check_int, check_not_negative, check_positive
 from ._suggest import unknown_name_message
 from .data import dataset_names
 from .dataset_defaults import DATASET_DEFAULTS, TEST_LIMIT_DEFAULT, by_dataset, default_test_limit
@@ -123,6 +123,10 @@ class TrainConfig(LoopOptions, DataOptions, MethodOptions, _Task):
             raise ValueError("epsilon must be given with norm l2, as a Euclidean length such as 0.5: the defaults are "
                              "radii of the L-infinity ball")
         config = replace(self, device=str(device), **self._dataset_defaults(device), **self._method_defaults())
+        choices = {"schedule": get_args(ScheduleName), "graph": ("auto", "on", "off"),
+                   "model_mode": get_args(ModelMode), "outer_mode": get_args(ModelMode)}
+        for name, known in choices.items():
+            check_choice(name, getattr(config, name), known)
         for name in ("epochs", "batch_size"):
             check_int(name, getattr(config, name), 1, 2**31)
         for name in ("train_limit", "test_limit"):

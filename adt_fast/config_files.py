@@ -13,10 +13,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import yaml
 
 from ._arguments import parse_number
+from ._checks import shown
 from ._suggest import unknown_name_message
 from .config import TrainConfig
 from .method_options import without_foreign_options
 
+_LONGEST_REASON = 500
+"""Characters of a message that may come from a hostile file."""
+_DEEPEST = 20
 _BUNDLED = resources.files("adt_fast") / "configs"
 _NOT_SETTINGS = ("output",)  # a run's own folder is in use when its config.yaml is read again
 
@@ -97,15 +101,21 @@ def _load(source: str, beside: Path, seen: tuple[str, ...]) -> dict[str, Any]:
         raise ValueError(f"{source} extends itself, by way of {' and '.join(seen)}")
     text, folder = _read(source, beside)
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is no YAML file: {' '.join(str(error).split())}") from None
+        content = yaml.load(text, _SettingsLoader)
+    except Exception as error:  # YAML's own, and nearly any other for a text that is tagged as what it is not
+        reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+        raise ValueError(f"{source} is no YAML file: {reason}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{source} must map settings to values, got {type(content).__name__}")
     if isinstance(content.get("config"), dict):  # config.yaml of a run folder
         content = {name: value for name, value in content["config"].items() if name not in _NOT_SETTINGS}
     parent = content.pop("extends", None)
-    inherited = {} if parent is None else _load(str(parent), folder, (*seen, source))
+    if parent is not None and not isinstance(parent, str):
+        raise ValueError(f"{source}: extends must be the name of a file, got {shown(parent)}")
+    try:
+        inherited = {} if parent is None else _load(parent, folder, (*seen, source))
+    except ValueError as error:
+        raise error if source in str(error) else ValueError(f"{source} extends {parent[:200]!r}: {error}") from error
     return inherited | {name: _converted(source, name, value) for name, value in content.items() if value is not None}
 
 
@@ -113,10 +123,47 @@ def _read(source: str, beside: Path) -> tuple[str, Path]:
     """The text, and the folder in which files that it extends are looked for."""
     path = beside / source
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        return path.read_text(), path.parent
+        try:
+            return path.read_text(encoding="utf-8"), path.parent
+        except ValueError as error:  # a name with NUL in it, too
+            raise ValueError(f"{source[:200]!r} is no text in UTF-8, or no name of a file ({error})") from None
     if source not in config_names():
         raise ValueError(unknown_name_message("config", source, config_names()) + ". A file's name ends in .yaml")
-    return (_BUNDLED / f"{source}.yaml").read_text(), Path()
+    return (_BUNDLED / f"{source}.yaml").read_text(encoding="utf-8"), Path()
+
+
+class _SettingsLoader(yaml.SafeLoader):
+    """YAML without what settings have no use for: names that come twice, nesting, and texts that stand for many times
+    as much.
+
+    An alias may stand for a plain value. One for a list of aliases for lists of aliases, and so on, would take all day
+    to write into an error message.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            if not isinstance(self.anchors.get(event.anchor), (yaml.ScalarNode, type(None))):
+                raise yaml.composer.ComposerError(
+                    None, None, f"found the alias {event.anchor[:80]!r} for more than a plain value", event.start_mark
+                )
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise yaml.composer.ComposerError(
+                None, None, f"found more than {_DEEPEST} levels", self.peek_event().start_mark
+            )
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(names)) < len(names):
+            twice = next(name for place, name in enumerate(names) if name in names[:place])
+            raise yaml.constructor.ConstructorError(None, None, f"found {twice[:80]!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _converted(source: str, name: Any, value: Any) -> Any:
@@ -127,10 +174,10 @@ def _converted(source: str, name: Any, value: Any) -> Any:
     for kind in kinds:
         try:
             return _CONVERSIONS[kind](value)
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
     wanted = " or ".join(_WORDS[kind] for kind in kinds)
-    raise ValueError(f"{source}: {name} must be {wanted}, got {value!r}")
+    raise ValueError(f"{source}: {name} must be {wanted}, got {shown(value)}")
 
 
 @cache

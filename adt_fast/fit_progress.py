@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ._checks import check_int
-from ._state_checks import check_keys
+from ._checks import check_int, shown
+from ._state_checks import check_keys, is_number
 
 
 @dataclass(frozen=True)
@@ -155,14 +155,28 @@ class FitProgress:
             ValueError, TypeError: if it is something else.
         """
         check_keys("state of the fit", state, [one.name for one in fields(cls)])
-        check_keys("settings of the fit", state["settings"], [one.name for one in fields(FitSettings)])
-        check_keys("sums of the fit", state["sums"], [one.name for one in fields(EpochSums)])
+        _check_plain("settings of the fit", state["settings"], FitSettings)
+        _check_plain("sums of the fit", state["sums"], EpochSums)
+        if not isinstance(state["results"], (list, tuple)):
+            raise ValueError(f"results of the fit must be a list, got {type(state['results']).__name__}")
         for result in state["results"]:
-            check_keys("a result of the fit", result, [one.name for one in fields(EpochResult)])
-        check_int("batches of the fit", state["sums"]["batches"], 0, 2**63)
+            _check_plain("a result of the fit", result, EpochResult)
+        if state["loader_epoch"] is not None:
+            check_int("loader_epoch of the fit", state["loader_epoch"], 0, 2**63)
         return cls(
             FitSettings(**state["settings"]),
             [EpochResult(**result) for result in state["results"]],
             EpochSums(**state["sums"]),
             state["loader_epoch"],
         )
+
+
+def _check_plain(what: str, state: object, kind: type) -> None:
+    """Raises ValueError where a state is not of a dataclass of plain values: texts, whole numbers >= 0, and numbers."""
+    check_keys(what, state, [one.name for one in fields(kind)])
+    for one in fields(kind):
+        value, wanted = state[one.name], str(one.type)
+        is_whole = type(value) is int and 0 <= value < 2**63
+        kinds = {"None": value is None, "str": isinstance(value, str), "int": is_whole, "float": is_number(value)}
+        if not any(kinds[option] for option in wanted.split(" | ")):
+            raise ValueError(f"{one.name} of {what} must be {wanted}, numbers finite, int >= 0, got {shown(value)}")

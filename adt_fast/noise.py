@@ -94,4 +94,5 @@ def _require_int(name: str, value: int, lowest: int, end: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not lowest <= value < end:
-        raise ValueError(f"{name} must be in [{lowest}, {end}), got {value}")
+        given = value if value.bit_length() < 1000 else f"an int of {value.bit_length()} bits"
+        raise ValueError(f"{name} must be in [{lowest}, {end}), got {given}")

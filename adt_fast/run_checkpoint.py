@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ._atomic_file import sync_folder
-from .checkpoint import CheckpointError, load_checkpoint, pack_state, save_checkpoint, unpack_state
+from .checkpoint import CheckpointError, load_state, pack_state, save_checkpoint
 from .machine import versions
 
 _ENTRY = "training_run"
@@ -82,15 +82,15 @@ class RunCheckpoint:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            tensors, metadata = load_checkpoint(path)
-            if _ENTRY not in metadata:
-                raise CheckpointError(f"{path} is a checkpoint, but not of a training run under way")
+            state, metadata = load_state(path, _ENTRY, "a training run under way")
+            if not isinstance(state, dict) or not isinstance(metadata.get("versions"), dict):
+                raise CheckpointError(f"{path} is damaged: it has no state, or not the versions that saved it")
         except CheckpointError:
             if path == self.path:
                 self._last_is_whole = False
             raise
         self._compare_versions(path, metadata["versions"])
-        return unpack_state(tensors, metadata[_ENTRY])
+        return state
 
     def _compare_versions(self, path: Path, saved: dict[str, Any]) -> None:
         here = versions(self._device)

@@ -158,10 +158,15 @@ def recorded_config(run: Path) -> Path:
 
 
 def logged_events(run: Path, name: str) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl with ``event=name``; one that a kill cut short is none."""
+    """The lines of a run's metrics.jsonl with ``event=name``; one that a kill cut short is none.
+
+    Raises:
+        ValueError: if a line is not of :meth:`RunFolder.log`; the message names file and line.
+    """
     metrics = run / _METRICS_NAME
     lines = metrics.read_bytes().split(b"\n")[:-1] if metrics.exists() else []
-    return [line for line in map(json.loads, lines) if line["event"] == name]
+    events = (_event(metrics, number, line) for number, line in enumerate(lines, 1))
+    return [event for event in events if event["event"] == name]
 
 
 def name_by_time(prefix: str) -> Path:
@@ -176,3 +181,13 @@ def check_new(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(entry.name != LOCK_NAME for entry in path.iterdir())):
         raise ValueError(f"output must be a new or an empty folder, but {path} holds something already; "
                          "give another name")
+
+
+def _event(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number too long
+        raise ValueError(f"{path} is damaged: its line {number} is no JSON ({error})") from error
+    if not isinstance(event, dict) or "event" not in event:
+        raise ValueError(f"{path} is damaged: its line {number} is no JSON object with an event")
+    return event

@@ -46,6 +46,8 @@ def create_schedule(name: ScheduleName, optimizer: Optimizer, *, epochs: int, ba
     Raises:
         TypeError, ValueError: for a bad argument, by name.
     """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     check_int("epochs", epochs, 1, 2**31)
     check_int("batches", batches, 1, 2**63)
     # The paper drops at the 75th epoch and stops after the 76th (Section C.3).

@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from ._batch_check import pairs
 from ._checks import check_choice, check_fraction, check_int, check_positive
 from ._optimizer_state import load_optimizer_state
 from ._random_state import random_state, restore_random_state
-from ._trainer_state import check_trainer_state, trainer_state
+from ._trainer_state import check_scheduler_state, check_trainer_state, trainer_state
 from ._training_step import OuterPrecision, StepOptions, TrainingStep
 from .attacks import ExpRecipe
 from .attacks.recipes import RecipeName
@@ -79,6 +80,9 @@ class Trainer:
         check_model(model)
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        own = {id(parameter) for parameter in model.parameters()}
+        if own and own.isdisjoint(id(parameter) for group in optimizer.param_groups for parameter in group["params"]):
+            raise ValueError("optimizer must have parameters of the model, it has none of them and would train nothing")
         if not isinstance(method, Method):
             raise TypeError(f"method must be an adt_fast.methods.Method, got {type(method).__name__}")
         check_mode("outer_mode", outer_mode)
@@ -179,7 +183,14 @@ class Trainer:
         """
         check_int("epochs", epochs, 1, 2**31)
         check_choice("schedule_every", schedule_every, ("epoch", "step"))
-        callbacks = list(callbacks)
+        if not isinstance(loader, Iterable):
+            raise TypeError(f"loader must give batches (images, labels), got {type(loader).__name__}")
+        if scheduler is not None and not isinstance(scheduler, LRScheduler):
+            raise TypeError(f"scheduler must be a torch.optim.lr_scheduler.LRScheduler, got {type(scheduler).__name__}")
+        callbacks = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+        for name, call in (*(("callbacks", call) for call in callbacks), ("between_steps", between_steps)):
+            if not callable(call) and not (name == "between_steps" and call is None):
+                raise TypeError(f"{name} must be callable, got {type(call).__name__}")
         batches = len(loader) if isinstance(loader, Sized) else None
         kind = None if scheduler is None else type(scheduler).__name__
         state = self._begin(FitSettings(epochs, schedule_every, kind, type(loader).__name__, batches), scheduler)
@@ -272,6 +283,7 @@ class Trainer:
         else:
             self._progress.settings.check_same(settings)
             if scheduler is not None:
+                check_scheduler_state(scheduler, restored["scheduler"])
                 scheduler.load_state_dict(restored["scheduler"])
             for group, saved in zip(self.optimizer.param_groups, restored["groups"], strict=True):
                 group.update(saved)  # a new scheduler has set them to those of the first step
@@ -328,7 +340,7 @@ class Trainer:
         """The minibatches of an epoch that are not done yet."""
         if isinstance(loader, BatchLoader):
             return loader.from_batch(done)
-        device, rest = device_of(self.model), islice(loader, done, None)
+        device, rest = device_of(self.model), pairs("loader", islice(loader, done, None))
         return rest if device is None else prefetched(rest, device)
 
 

@@ -88,7 +88,7 @@ def test_bad_arguments(model):
         ({"generator_learning_rate": 0.0}, ValueError, "generator_learning_rate"),
         ({"batches": []}, ValueError, "batches must have at least one image"),
         ({"batches": [(tiny_batch()[0] * 2, tiny_batch()[1])]}, ValueError, "images must be finite, in"),
-        ({"attack": PGD(model)}, TypeError, "maximizer must be an AmortizedAttack"),
+        ({"attack": PGD(model)}, TypeError, "attack, the maximizer, must be an AmortizedAttack"),
     ):
         with pytest.raises(error, match=message):
             fit_generator(**{"attack": attack, "batches": batches()} | arguments)

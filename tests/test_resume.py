@@ -409,7 +409,7 @@ def changed(state, value, *path):
         (None, ["processes"], "state must be that which the first process saved, .* got NoneType"),
         (..., ["processes", 0, "random"], "state of a process must have the keys 'engine', 'random'"),
         (..., ["fit", "progress", "sums"], "state of the fit must have the keys 'settings'"),
-        (-1, ["fit", "progress", "sums", "batches"], "batches of the fit must be in"),
+        (-1, ["fit", "progress", "sums", "batches"], "batches of sums of the fit must be int"),
     ],
 )
 def test_states_that_do_not_fit_change_nothing(value, path, message):

@@ -123,6 +123,8 @@ def exp_convergence(
     """
     check_int("steps", steps, 0, 2**31 - 1)
     check_int("seed", seed, 0, 2**63)
+    if not isinstance(models, Mapping):
+        raise TypeError(f"models must be a dict of names and models, got {type(models).__name__}")
     if not models:
         raise ValueError("models must have at least one, it is empty")
     losses, accuracies, images = [], [], 0

@@ -16,7 +16,7 @@ from .._batch_check import BatchCheck
 from .._checks import check_choice, check_finite, check_int
 from ..input_gradient.options import float32_arithmetic
 from ..losses import cross_entropy
-from ..model_state import frozen_parameters, model_mode, unwrap
+from ..model_state import check_model, frozen_parameters, model_mode, unwrap
 from ..noise import NoiseStream
 from . import _figures
 from ._eigenvalues import Dominant, Product, lanczos, power_iteration
@@ -133,6 +133,7 @@ def hessian_curvature(
         RuntimeError: if the model cannot be differentiated twice, or its logits do not depend on the images.
         FloatingPointError: if a derivative is NaN or infinite.
     """
+    check_model(model)
     check_choice("solver", solver, get_args(Solver))
     check_int("iterations", iterations, 1, 2**31)
     check_finite("tolerance", tolerance)

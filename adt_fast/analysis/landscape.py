@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._batch_check import BatchCheck
-from .._checks import check_ball, check_choice, check_finite, check_int
+from .._checks import check_ball, check_choice, check_finite, check_int, shown
 from ..input_gradient import GradientSession, InputGradient
 from ..noise import NoiseStream
 from . import _figures
@@ -132,7 +132,12 @@ def loss_landscape(
         TypeError, ValueError: for a bad argument, by name, or an image whose gradient is 0 and has no direction.
         FloatingPointError: if a gradient or a loss is not finite.
     """
-    check_ball(epsilon, *(bounds if bounds is not None else (0.0, 1.0)))
+    if bounds is not None and not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
+        raise TypeError(f"bounds must be (lower, upper) or None, got {shown(bounds)}")
+    try:
+        check_ball(epsilon, *(bounds if bounds is not None else (0.0, 1.0)))
+    except (TypeError, ValueError) as error:
+        raise error if "epsilon" in str(error) else type(error)(f"bounds: {error}") from None
     radius = _RADIUS_IN_EPSILONS * epsilon if radius is None else radius
     check_finite("radius", radius)
     if radius <= 0:

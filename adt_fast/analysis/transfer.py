@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_int
+from .._checks import check_ball, check_int
 from ..attacks import MIM, PGD, Attack
 from ..evaluation.batches import Batches
 from ..model_state import check_model, model_mode
@@ -92,6 +92,7 @@ def transfer_attacks(epsilon: float = 8 / 255, seed: int = 0) -> dict[str, Attac
         epsilon: radius of the L-infinity ball, > 0, in the images' units.
         seed: of PGD's random start, in [0, 2**63).
     """
+    check_ball(epsilon, 0.0, 1.0)
     check_int("seed", seed, 0, 2**63)
     return {
         "PGD-20": lambda model: PGD(model, epsilon, steps=20, noise=NoiseStream(seed)),
@@ -123,8 +124,12 @@ def transfer_accuracy(
     """
     attacks = transfer_attacks() if attacks is None else attacks
     for name, given in (("sources", sources), ("targets", targets), ("attacks", attacks)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{name} must be a dict, got {type(given).__name__}")
         if not given:
             raise ValueError(f"{name} must have at least one, it is empty")
+        if name == "attacks" and not all(map(callable, given.values())):
+            raise TypeError("attacks must be callable, model -> attack")
     for model in (*sources.values(), *targets.values()):
         check_model(model)
     made = [[factory(model) for model in sources.values()] for factory in attacks.values()]

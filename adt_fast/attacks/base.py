@@ -76,6 +76,8 @@ class Attack(ABC):
         noise: NoiseStream | None = None,
     ) -> None:
         check_ball(epsilon, lower, upper)
+        if not isinstance(engine, EngineOptions):
+            raise TypeError(f"engine must be EngineOptions, got {type(engine).__name__}")
         if noise is not None and not isinstance(noise, NoiseStream):
             raise TypeError(f"noise must be a NoiseStream or None, got {type(noise).__name__}")
         self._check_target(target)

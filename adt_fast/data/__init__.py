@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .._checks import check_bool
 from .._suggest import unknown_name_message
 from .cifar import load_cifar10, load_cifar100
 from .digits import load_digits
@@ -60,6 +61,10 @@ def load_dataset(
     if split not in _SPLITS:
         raise ValueError(unknown_name_message("split", split, _SPLITS))
     check_limit(limit)
+    check_bool("download", download)
+    check_bool("verify", verify)
+    if not isinstance(data_dir, (str, os.PathLike, type(None))):
+        raise TypeError(f"data_dir must be a path or None, got {type(data_dir).__name__}")
     if name == "digits":
         return load_digits(split).subset(limit)
     folder = Path(data_dir if data_dir is not None else os.environ.get("ADT_FAST_DATA", "data")).expanduser()

@@ -6,10 +6,10 @@ import gzip
 import math
 import pickle
 import tarfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from .images import DataError, ImageData
 from .restricted_pickle import load_dict
 
 _IMAGE_SHAPE = (3, 32, 32)
+_LARGEST_FILE, _LARGEST_ARCHIVE = 2**28, 2**30
+"""Bytes, unpacked: more than was published (155 MB and 187 MB), and less than harms a machine."""
 _SITE = "https://www.cs.toronto.edu/~kriz/"
 
 
@@ -139,18 +141,45 @@ def _read_archive(archive: Path, folder: str, files: Iterable[str]) -> dict[str,
     members = {f"{folder}/{file}": file for file in files}
     contents = {}
     try:
-        with gzip.open(archive) as stream, tarfile.open(fileobj=stream) as tar:
-            for member in tar:  # in the archive's own order, so that it is decompressed only once
-                if member.isfile() and member.name in members:
-                    contents[members[member.name]] = tar.extractfile(member).read()
+        with gzip.open(archive) as unpacked:
+            stream = _Limited(unpacked)
+            # As a stream, which only moves on: a hostile archive may have offsets that lead round in a circle.
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                for member in tar:
+                    if member.isfile() and member.name in members:
+                        if not 0 <= member.size <= _LARGEST_FILE:
+                            raise tarfile.ReadError(f"{member.name} would be of {member.size} bytes")
+                        contents[members[member.name]] = tar.extractfile(member).read()
             while stream.read(1 << 20):  # the checksum of the whole stands at its end
                 pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{archive} is damaged, or no archive ({error}): fetch it again") from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged archive raises nearly anything: OSError, zlib.error, RecursionError, ...
+        reason = str(error)[:500] or type(error).__name__
+        raise DataError(f"{archive} is damaged, or no archive ({reason}): fetch it again") from error
     missing = [member for member, file in members.items() if file not in contents]
     if missing:
         raise DataError(f"{archive} is incomplete, it lacks {', '.join(missing)}: fetch it again")
     return contents
+
+
+class _Limited:
+    """A stream that ends with an error before it has filled the memory or the day."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._left = _LARGEST_ARCHIVE
+        self._empty_reads = 0
+
+    def read(self, size: int) -> bytes:
+        content = self._stream.read(size)
+        self._left -= len(content)
+        self._empty_reads += not content
+        if self._empty_reads > 100:  # tarfile goes on to any place that an archive names, beyond its end as well
+            raise tarfile.ReadError("it is cut short")
+        if self._left < 0:
+            raise tarfile.ReadError(f"it unpacks to more than {_LARGEST_ARCHIVE} bytes")
+        return content
 
 
 def _parse(content: bytes, source: str, published: _Published) -> tuple[np.ndarray, list[int]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .._checks import check_int
+from .._checks import check_finite, check_int
 from .split import stratified_choice
 
 
@@ -34,6 +34,9 @@ class ImageData:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        check_int("num_classes", self.num_classes, 1, 2**63)
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a str, got {type(self.name).__name__}")
         _check_tensor("images", self.images, torch.uint8, 4)
         _check_tensor("labels", self.labels, torch.int64, 1)
         if self.images.numel() == 0:
@@ -46,6 +49,7 @@ class ImageData:
         if lowest < 0 or highest >= self.num_classes:
             raise ValueError(f"labels must be in 0..{self.num_classes - 1}, got {lowest}..{highest}")
         for field in ("mean", "std"):
+            _check_numbers(field, getattr(self, field))
             if len(getattr(self, field)) != self.images.shape[1]:
                 raise ValueError(
                     f"{field} must have one number per channel ({self.images.shape[1]}), "
@@ -88,6 +92,15 @@ def check_limit(limit: int | None) -> None:
     """A number of examples, or None for all."""
     if limit is not None:
         check_int("limit", limit, 1, 2**63)
+
+
+def _check_numbers(name: str, numbers: object) -> None:
+    if not isinstance(numbers, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple of numbers, got {type(numbers).__name__}")
+    for number in numbers:
+        check_finite(name, number)
+        if name == "std" and number <= 0:
+            raise ValueError(f"{name} must be of numbers > 0, got {number}")
 
 
 def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, dimensions: int) -> None:

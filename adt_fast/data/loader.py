@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_finite, check_int
+from .._checks import check_bool, check_finite, check_int
 from . import augment
 from .images import ImageData
 from .sampling import Sampler, generator_of
@@ -81,6 +81,9 @@ class BatchLoader:
         check_int("crop_padding", crop_padding, 0, min(data.images.shape[2:]))
         check_int("cutout", cutout, 0, min(data.images.shape[2:]) + 1)
         check_int("seed", seed, 0, 2**64)
+        settings = {"shuffle": shuffle, "flip": flip, "drop_last": drop_last, "channels_last": channels_last}
+        for name, value in settings.items():
+            check_bool(name, value)
         _check_extra(data, extra, extra_fraction)
         total = len(data) + (0 if extra is None else len(extra))
         self._count = total if extra_fraction is None else len(data)  # of the images that an epoch passes over

@@ -10,6 +10,7 @@ import torch
 
 from .download import check_md5, download_file
 from .images import DataError, ImageData
+from .matlab import plain_file
 
 _NAME = "svhn"
 _SITE = "http://ufldl.stanford.edu/housenumbers/"
@@ -69,7 +70,7 @@ def _read_matrices(content: bytes, path: Path) -> dict[str, np.ndarray]:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("svhn's .mat files are read by SciPy; pip install 'adt_fast[svhn]'") from error
     try:
-        return loadmat(io.BytesIO(content), variable_names=("X", "y"))
+        return loadmat(io.BytesIO(plain_file(content)), variable_names=("X", "y"))
     except Exception as error:  # a damaged file raises nearly anything
         raise DataError(f"{path} is damaged, or no MATLAB 5 file ({type(error).__name__}: {error})") from error
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .._checks import check_int
 from ..model_state import check_model, device_of, model_mode
 from .batches import Batches, checked_batches, in_batches
 
@@ -56,6 +57,9 @@ def evaluate_accuracy(
         TypeError, ValueError: for bad images or labels, by name, or if there are no data.
     """
     check_model(model)
+    check_int("batch_size", batch_size, 1, 2**31)
+    if attack is not None and not callable(attack):
+        raise TypeError(f"attack must be callable or None, got {type(attack).__name__}")
     device = device_of(model) or torch.device("cpu")
     correct = total = 0
     batches = in_batches(model, data, batch_size)

@@ -113,6 +113,10 @@ def create_attack(
         ValueError: if the name or an option is unknown or impossible, or ``source`` is missing.
         ImportError: if the attack needs a package that is not installed.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, got {type(name).__name__}")
+    if not isinstance(engine, EngineOptions):
+        raise TypeError(f"engine must be EngineOptions, got {type(engine).__name__}")
     shared: dict[str, Any] = {"noise": noise, "engine": engine, "pool": pool, "seed": seed}
     if name.startswith(_TRANSFER):
         if source is None:

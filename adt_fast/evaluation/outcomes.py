@@ -44,13 +44,13 @@ class Outcomes:
         """Reads the file, where there is one.
 
         Raises:
-            ValueError: if it is of other settings, or no file of outcomes.
-            CheckpointError: if it is damaged.
+            ValueError: if it is of other settings.
+            CheckpointError: if it is damaged, or no file of outcomes.
         """
         if self.path is None or not self.path.exists():
             return
         tensors, metadata = load_checkpoint(self.path)
-        if "outcomes" not in metadata:
+        if not isinstance(metadata.get("outcomes"), dict):
             raise CheckpointError(f"{self.path} is a checkpoint, but not of an evaluation")
         # As text, in which the order of the attacks counts: it tells which of them saw the survivors of which.
         kept = {name: json.dumps(value) for name, value in metadata["outcomes"].items()}
@@ -58,12 +58,10 @@ class Outcomes:
         if differing:
             raise ValueError(f"state {self.path} is of another evaluation: {', '.join(differing)} differ. Give it the "
                              "same settings, or another state file")
-        for name, tensor in tensors.items():
-            place, _, what = name.partition(".")
-            if place == "examples":
-                self.examples[what] = tensor
-            else:
-                self.batch(int(place))[what] = tensor
+        examples, batches = _sorted_out(self.path, tensors)
+        self.examples |= examples
+        for index, batch in enumerate(batches):
+            self.batch(index).update(batch)
 
     def batch(self, index: int) -> dict[str, Tensor]:
         """The outcomes of a batch, to be added to; the batches before it have some already."""
@@ -113,6 +111,33 @@ class Outcomes:
             tensors |= {f"{index}.{name}": tensor for name, tensor in batch.items()}
         save_checkpoint(self.path, tensors, {"outcomes": self.settings})
         self._saved_at = time.monotonic()
+
+
+def _sorted_out(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """The examples, and the outcomes by batch. Raises CheckpointError for what :meth:`Outcomes.save` does not write."""
+    examples: dict[str, Tensor] = {}
+    batches: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        place, _, what = name.partition(".")
+        if place == "examples":
+            examples[what] = tensor
+        elif place.isdecimal() and len(place) < 10:
+            batches.setdefault(int(place), {})[what] = tensor
+        else:
+            raise CheckpointError(f"{path} is damaged: it has a tensor of the name {name[:80]!r}")
+    if sorted(batches) != list(range(len(batches))):
+        raise CheckpointError(f"{path} is damaged: it lacks outcomes of batches before others")
+    for index, batch in batches.items():
+        labels = batch.get("labels")
+        for what, tensor in batch.items():
+            dtype = torch.int64 if what in ("labels", "checksum") else torch.int8
+            shape = () if what == "checksum" else None if labels is None else labels.shape
+            if tensor.dtype != dtype or tensor.shape != shape or tensor.dim() > 1:
+                raise CheckpointError(f"{path} is damaged: {what[:80]!r} of batch {index} is {tensor.dtype} "
+                                      f"{list(tensor.shape)[:9]}")
+        if not {"labels", "checksum"} <= batch.keys():
+            raise CheckpointError(f"{path} is damaged: batch {index} lacks its labels or their checksum")
+    return examples, [batches[index] for index in range(len(batches))]
 
 
 def check_state(path: str | os.PathLike[str] | None, resume: bool) -> None:

@@ -94,6 +94,8 @@ def evaluate(
         check_int(name, value, lowest, 2**31)
     check_bool("survivors_only", survivors_only)
     check_bool("resume", resume)
+    if source is not None and not isinstance(source, nn.Module):
+        raise TypeError(f"source must be a torch.nn.Module or None, got {type(source).__name__}")
     check_state(state, resume)
     processes = Processes.alone() if processes is None else processes
     if processes.size > 1 and state is not None:
@@ -285,6 +287,8 @@ def _resolved(model: nn.Module, attacks: Any, given: dict[str, Any]) -> dict[str
     """The attacks by name, all made."""
     if isinstance(attacks, str):
         attacks = split_attack_names(attacks)
+    if not isinstance(attacks, Iterable):
+        raise TypeError(f"attacks must be names or a mapping from names to attacks, got {type(attacks).__name__}")
     if not isinstance(attacks, Mapping):
         names = list(attacks)
         if not all(isinstance(name, str) for name in names):

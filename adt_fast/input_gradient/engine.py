@@ -348,7 +348,7 @@ class InputGradient:
     def _guard_of(self, state: Mapping[str, Any]) -> PrecisionGuard:
         by_name = {str(dtype).removeprefix("torch."): dtype for dtype in HALF_DTYPES}
         name = state.get("dtype") if isinstance(state, Mapping) else None
-        if name not in by_name:
+        if not isinstance(name, str) or name not in by_name:
             raise ValueError(f"state of the guard must have one of {', '.join(by_name)} as its dtype, got {name!r}")
         guard = PrecisionGuard(self.options, by_name[name])
         guard.load_state_dict(state)

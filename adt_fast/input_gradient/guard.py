@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._checks import check_int, shown
 from .._state_checks import check_keys
 from .options import EngineOptions
 
@@ -98,7 +99,21 @@ class PrecisionGuard:
         """
         check_keys("state of the guard", state, self.state_dict())
         if state["dtype"] != self.name:
-            raise ValueError(f"state of the guard must be of {self.name}, got {state['dtype']!r}")
+            raise ValueError(f"state of the guard must be of {self.name}, got {shown(state['dtype'])}")
+        check_int("minibatches in the state of the guard", state["minibatches"], 0, 2**63)
+        for name, kind in (("allowed", bool), ("final", bool), ("off_because", str), ("history", (list, tuple))):
+            if not isinstance(state[name], kind):
+                raise ValueError(f"state of the guard has {name}={shown(state[name])}")
+        if not all(map(_is_agreement, state["history"])):
+            raise ValueError("state of the guard must have in its history the minibatch, cosine, sign agreement and "
+                             "outcome of each comparison")
         self.history = [Agreement(*agreement) for agreement in state["history"]]
-        self.minibatches, self.allowed, self._final = int(state["minibatches"]), state["allowed"], state["final"]
+        self.minibatches, self.allowed, self._final = state["minibatches"], state["allowed"], state["final"]
         self.off_because = state["off_because"]
+
+
+def _is_agreement(values: object) -> bool:
+    if not isinstance(values, (list, tuple)) or len(values) != len(Agreement._fields):
+        return False
+    *numbers, passed = values  # the cosine may be NaN
+    return isinstance(passed, bool) and all(type(number) in (int, float) for number in numbers)

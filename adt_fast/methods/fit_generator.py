@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .._batch_check import BatchCheck
+from .._batch_check import BatchCheck, pairs
 from .._checks import check_int
 from ..attacks import AmortizedAttack
 from ..losses import cross_entropy
@@ -45,6 +45,10 @@ def fit_generator(
         FloatingPointError: if the loss is no longer finite; the networks are then of no use.
     """
     check_int("epochs", epochs, 1, 2**31)
+    if not isinstance(attack, AmortizedAttack):
+        raise TypeError(f"attack, the maximizer, must be an AmortizedAttack, got {type(attack).__name__}")
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches must give (images, labels), got {type(batches).__name__}")
     training = JointTraining(attack, generator_learning_rate=generator_learning_rate)
     model = attack.model
     check_batch = BatchCheck(model, attack.lower, attack.upper)
@@ -55,7 +59,7 @@ def fit_generator(
         total = count = 0.0
         bar = tqdm(batches, desc=progress, unit="batch", leave=False, disable=True if progress is None else None)
         with bar, model_mode(model, attack.input_gradient.model_mode), model_mode(networks, "train"):
-            for images, labels in bar:
+            for images, labels in pairs("batches", bar):
                 images, labels = images.to(device), labels.to(device)
                 check_batch(images, labels)
                 loss = _step(attack, training, images, labels)

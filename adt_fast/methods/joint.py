@@ -15,7 +15,7 @@ from .._checks import check_finite
 from .._optimizer_state import load_optimizer_state
 from .._state_checks import check_keys, check_network_state, check_optimizer_state
 from ..attacks import AmortizedAttack
-from ..checkpoint import load_checkpoint, pack_state, save_checkpoint, unpack_state
+from ..checkpoint import CheckpointError, load_state, pack_state, save_checkpoint
 
 
 class _ReverseGradient(torch.autograd.Function):
@@ -128,11 +128,14 @@ class JointTraining:
         """Restores what :meth:`save` wrote, and gives its metadata.
 
         Raises:
-            OSError, CheckpointError: see :func:`adt_fast.checkpoint.load_checkpoint`.
-            ValueError: if it is a checkpoint of something else, see :meth:`load_state_dict` too.
+            OSError, CheckpointError: see :func:`adt_fast.checkpoint.load_checkpoint`; CheckpointError also if it is a
+                checkpoint of something else, or its state does not fit. Nothing is changed then.
         """
-        tensors, metadata = load_checkpoint(path)
-        if "joint_training" not in metadata:
-            raise ValueError(f"{path} is a checkpoint, but not of jointly trained networks")
-        self.load_state_dict(unpack_state(tensors, metadata["joint_training"]))
+        state, metadata = load_state(path, "joint_training", "jointly trained networks")
+        if not isinstance(metadata.get("extra"), dict):
+            raise CheckpointError(f"{path} is damaged: it lacks the metadata that it was saved with")
+        try:
+            self.load_state_dict(state)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
         return metadata["extra"]

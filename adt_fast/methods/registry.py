@@ -64,7 +64,7 @@ def method_spec(name: str) -> MethodSpec:
     Raises:
         ValueError: if there is none of that name; the message tells the nearest one.
     """
-    if name not in _METHODS:
+    if not isinstance(name, str) or name not in _METHODS:
         raise ValueError(unknown_name_message("method", name, _METHODS))
     return _METHODS[name]
 

@@ -14,7 +14,8 @@ class Normalize(nn.Module):
 
     mean, std: one finite number per channel, std > 0, in the units of the image. They are kept as buffers [C, 1, 1], so
     they move with the model and are saved with it.
-    Raises ValueError where the lengths differ, are zero, or a number is not finite or, for std, not positive.
+    Raises TypeError where they are no numbers; ValueError where the lengths differ, are zero, or a number is not finite
+    or, for std, not positive.
     """
 
     mean: Tensor
@@ -22,7 +23,7 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        mean, std = [float(value) for value in mean], [float(value) for value in std]
+        mean, std = _numbers("mean", mean), _numbers("std", std)
         if not mean or len(mean) != len(std):
             raise ValueError(f"mean and std need one number per channel each, got {len(mean)} and {len(std)} numbers")
         if not all(map(math.isfinite, mean)):
@@ -48,6 +49,19 @@ def normalization(mean: Sequence[float] | None, std: Sequence[float] | None, in_
         return nn.Identity()
     if mean is None or std is None:
         raise ValueError(f"mean and std must be given together, got mean={mean} and std={std}")
-    if len(mean) != in_channels:
-        raise ValueError(f"mean must have in_channels={in_channels} numbers, got {len(mean)}")
-    return Normalize(mean, std)
+    module = Normalize(mean, std)
+    if len(module.mean) != in_channels:
+        raise ValueError(f"mean must have in_channels={in_channels} numbers, got {len(module.mean)}")
+    return module
+
+
+def _numbers(name: str, values: Sequence[float]) -> list[float]:
+    """As float, whatever kind of number they are: NumPy's and one-element tensors too."""
+    try:
+        if isinstance(values, (str, bytes, dict)) or any(isinstance(value, (str, bytes, bool)) for value in values):
+            raise TypeError
+        return [float(value) for value in values]
+    except OverflowError:
+        raise ValueError(f"{name} must be of numbers in the range of float64") from None
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a sequence of numbers, got {type(values).__name__}") from None

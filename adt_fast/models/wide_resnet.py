@@ -13,6 +13,8 @@ from ._common import check_sizes, conv3x3, initialize
 from .normalize import normalization
 
 _ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
+_DEEPEST = 1000
+"""Which takes half a second to make; a number in a damaged file may take all day, and all memory."""
 _PADDINGS = ("symmetric", "same")
 
 
@@ -101,8 +103,9 @@ class WideResNet(nn.Module):
         check_choice("activation", activation, tuple(_ACTIVATIONS))
         check_choice("padding", padding, _PADDINGS)
         check_sizes(depth=depth, width=width, num_classes=num_classes, in_channels=in_channels)
-        if depth < 10 or (depth - 4) % 6 != 0:
-            raise ValueError(f"depth of a WideResNet must be 6 n + 4 (10, 16, 22, 28, 34, 40, ...), got {depth}")
+        if not 10 <= depth <= _DEEPEST or (depth - 4) % 6 != 0:
+            raise ValueError(f"depth of a WideResNet must be 6 n + 4 (10, 16, 22, 28, 34, 40, ..., {_DEEPEST}), "
+                             f"got {depth}")
         blocks = (depth - 4) // 6
         channels = [16, 16 * width, 32 * width, 64 * width]
         self.activation = activation
