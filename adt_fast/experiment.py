@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ._checks import check_bool, check_not_negative
 from ._stop_signals import postponed_stop
@@ -21,15 +19,14 @@ from .config_files import check_same_settings, load_config_file
 from .data import ImageData
 from .evaluation import Accuracy, evaluate
 from .loggers import TensorBoardLogger, WandbLogger
-from .methods import create_method
-from .models import convert_sync_batchnorm, create_model
-from .noise import NoiseStream
+from .models import create_model
 from .processes import Processes, local_device
 from .run_checkpoint import RunCheckpoint
 from .run_data import load_run_data
 from .run_folder import RunFolder, recorded_config
+from .run_trainer import create_trainer
 from .schedules import create_schedule
-from .trainer import EpochResult, Trainer
+from .trainer import EpochResult
 from .validation import Validated, Validation
 
 DEFAULT_SAVE_EVERY = 300.0
@@ -37,11 +34,6 @@ DEFAULT_SAVE_EVERY = 300.0
 
 CLOSING_ATTACKS = "pgd-20"
 """What a trained model is tested with at the end: 20 steps of size epsilon / 4 from a random start (Section 5.2)."""
-
-# Its first name, which newer versions of PyTorch warn of.
-_SYNC_BUFFERS = "forward_sync_buffers"
-if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
-    _SYNC_BUFFERS = "broadcast_buffers"
 
 
 class TrainingRun:
@@ -94,7 +86,7 @@ class TrainingRun:
             torch.manual_seed(config.seed)
             self.model = create_model(config.model, **self._model_kwargs)
             self.validation = None if data.validation is None else self._validation(data.validation)
-        self.trainer = self._trainer(tuple(data.train.images.shape[1:]))
+        self.trainer = create_trainer(config, self.model, tuple(data.train.images.shape[1:]), self.device, processes)
         self._agreements_logged = 0
         self.is_trained = False
         """Whether the model is the one that the run ends with."""
@@ -352,51 +344,6 @@ class TrainingRun:
         )
         validation.check_attack(self.model)
         return validation
-
-    def _trainer(self, image_shape: tuple[int, ...]) -> Trainer:
-        config = self.config
-        self.model.to(self.device, memory_format=torch.channels_last)
-        model = self.model if self.processes.size == 1 else self._distributed(self.model)
-        optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        noise = NoiseStream(config.seed, self.device)  # of one seed in all processes: a share tells what is whose
-        method = create_method(
-            config.method,
-            model,
-            epsilon=config.epsilon,
-            noise=noise,
-            engine=config.engine_options(),
-            image_shape=image_shape,
-            model_mode=config.model_mode,
-            **config.method_options(),
-        )
-        if config.sync_batchnorm and self.processes.size > 1 and method.joint is not None:
-            for network in method.joint.networks.values():  # in place: its optimizer knows the same parameters
-                convert_sync_batchnorm(network)
-        outer_precision = {"auto": "auto", "fp32": "fp32", "tf32": "fp32", "bf16": "bf16", "fp16": "bf16"}
-        return Trainer(
-            model,
-            optimizer,
-            method,
-            outer_mode=config.outer_mode,
-            outer_precision=outer_precision[config.precision],
-            accumulation_steps=config.accumulation_steps,
-            max_grad_norm=config.max_grad_norm,
-            ema_decay=config.ema_decay,
-        )
-
-    def _distributed(self, model: nn.Module) -> DistributedDataParallel:
-        if self.config.sync_batchnorm:
-            self.model = model = convert_sync_batchnorm(model)
-        if not self.processes.is_first:  # what a model draws itself, as dropout does, is each process's own
-            torch.manual_seed(self.config.seed + self.processes.rank)
-        # Buffers are averaged after each step: the attacks, which run on the model without its wrapper, need them too.
-        return DistributedDataParallel(model, **{_SYNC_BUFFERS: False})
 
     def _log(self, event: str, **metrics: Any) -> None:
         if self.folder is not None:
