@@ -710,8 +710,16 @@ def test_resume_is_no_setting(tmp_path):
     assert not {"resume", "save_every"} & set(config)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Raises KeyboardInterrupt, also where a shell has started the tests in the background, with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("at, number", [(1, signal.SIGTERM), (2, signal.SIGINT), (5, signal.SIGINT)])
-def test_a_signal_saves_after_the_minibatch(number, at, tmp_path, capsys, monkeypatch):
+def test_a_signal_saves_after_the_minibatch(number, at, tmp_path, capsys, monkeypatch, ctrl_c):
     """In an epoch, in the last minibatch of one, and in the very last; the handlers are as before afterwards."""
     flags = [*FLAGS, "--method", "standard", "--device", "cpu"]
     assert train(*flags, "--output", "whole") == 0
@@ -734,7 +742,7 @@ def test_a_signal_saves_after_the_minibatch(number, at, tmp_path, capsys, monkey
     assert_same_results(tmp_path / "my run", tmp_path / "whole")
 
 
-def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
+def test_a_second_signal_stops_at_once(tmp_path, monkeypatch, ctrl_c):
     def step(*batch, **options):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
