@@ -755,7 +755,9 @@ def test_a_second_signal_stops_at_once(tmp_path, monkeypatch, ctrl_c):
 
 # Killed
 
-KILLED = [*FLAGS, "--method", "adt-imp-am", "--generator-width", "4", "--device", "cpu", "--save-every", "0"]
+KILLED = [*FLAGS, "--method", "adt-imp-am", "--generator-width", "4", "--device", "cpu", "--save-every", "0",
+          "--train-limit", "48", "--validation-images", "8", "--ema-decay", "0.9", "--accumulation-steps", "2",
+          "--max-grad-norm", "1", "--cutout", "3"]  # fmt: skip
 PLACES = ["half written", "after the rename", "before the rename", "before the fsync", "before the replacement",
           "after the replacement", "in the last fsync"]  # fmt: skip
 
