@@ -10,14 +10,13 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ._batch_check import BatchCheck
 from .batch_share import BatchShare
 from .fit_progress import StepResult
 from .methods import Method
-from .model_state import ModelMode, device_of, model_mode, unwrap
+from .model_state import ModelMode, device_of, distributed_wrapper, model_mode, unwrap
 from .processes import Processes
 
 OuterPrecision = Literal["auto", "fp32", "bf16"]
@@ -64,6 +63,7 @@ class TrainingStep:
         self.options = options
         self.processes = processes
         self._check_batch = BatchCheck(model)
+        self._distributed = distributed_wrapper(model)
 
     def __call__(self, images: Tensor, labels: Tensor, *, measure_clean: bool) -> StepResult:
         images, labels = self._to_model(images, labels)
@@ -129,7 +129,7 @@ class TrainingStep:
     def _update(self) -> None:
         joint = self.method.joint
         if joint is not None and self.processes.size > 1:
-            joint.average_gradients(self.model.process_group)
+            joint.average_gradients(self._distributed.process_group)
         self._clip()
         self.optimizer.step()
         if joint is not None:
@@ -170,7 +170,7 @@ class TrainingStep:
 
     def _gradients_stay_here(self, staying: bool) -> AbstractContextManager[None]:
         """Whether a backward pass leaves the gradients to a later one to be averaged over processes."""
-        return self.model.no_sync() if staying and isinstance(self.model, DistributedDataParallel) else nullcontext()
+        return self._distributed.no_sync() if staying and self._distributed is not None else nullcontext()
 
     def _outer_autocast(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, torch.bfloat16, enabled=self._outer_is_half(images))

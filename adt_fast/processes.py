@@ -20,9 +20,9 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import pack_state, unpack_state
+from .model_state import distributed_wrapper
 
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
@@ -60,8 +60,10 @@ class Processes:
 
     @classmethod
     def of(cls, model: nn.Module) -> Processes:
-        """Those that share a DistributedDataParallel, whose group they are; for any other model, this one alone."""
-        return cls(model.process_group if isinstance(model, DistributedDataParallel) else None)
+        """Those that share a DistributedDataParallel, whose group they are, torch.compile around it or not; for any
+        other model, this one alone."""
+        wrapper = distributed_wrapper(model)
+        return cls(None if wrapper is None else wrapper.process_group)
 
     @classmethod
     @contextmanager
@@ -221,7 +223,8 @@ class Processes:
         """What failed in each process, by rank; an empty string where nothing did."""
         if self._group is None:
             return [""]
-        content = b"" if error is None else f"{type(error).__name__}: {error}".encode()
+        # A path that is no UTF-8 must not keep the message from the others, who wait for it.
+        content = b"" if error is None else f"{type(error).__name__}: {error}".encode(errors="backslashreplace")
         lengths = self.counts(len(content))
         padded = torch.zeros(max(lengths), dtype=torch.uint8)
         padded[: len(content)] = _tensor_of(content)

@@ -58,11 +58,13 @@ def share_of(batch, rank, size):
     return tuple(part[rank * len(part) // size : (rank + 1) * len(part) // size] for part in batch)
 
 
-def trainer_of(name, dtype, size, sync=False, options=None, **settings):
+def trainer_of(name, dtype, size, sync=False, compiled=False, options=None, **settings):
     torch.manual_seed(0)
     model = TinyClassifier(seed=0).to(dtype)
     if size > 1:
         model = DistributedDataParallel(convert_sync_batchnorm(model) if sync else model)
+    if compiled:
+        model = torch.compile(model, backend="eager")
     joint = {"image_shape": (3, 6, 5), "generator_width": 4} if method_spec(name).joint is not None else {}
     method = create_method(
         name, model, epsilon=0.1, noise=NoiseStream(3), engine=FLOAT32, **joint, **(options or {})
@@ -94,6 +96,7 @@ CASES = {
     "adt-exp": ("adt-exp", {"sync": True, "options": TWO_STEPS}),
     "adt-exp, eval": ("adt-exp", {"outer_mode": "eval", "options": TWO_STEPS}),
     "in parts": ("adt-exp", {"outer_mode": "eval", "accumulation_steps": 2, "options": TWO_STEPS}),
+    "compiled": ("at-pgd", {"outer_mode": "eval", "accumulation_steps": 2, "compiled": True}),
     "clipped": ("adt-exp", {"sync": True, "max_grad_norm": 0.1, "ema_decay": 0.9, "options": TWO_STEPS}),
     "adt-imp-am, paper": ("adt-imp-am", {"sync": True, "max_grad_norm": 0.5, "options": {"recipe": "paper"}}),
     "l2l": ("l2l", {"sync": True, "options": {"gradient_scale": "batch_mean"}}),
