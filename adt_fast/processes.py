@@ -103,10 +103,6 @@ class Processes:
             total = total + other
         return total.tolist()
 
-    def any(self, flag: bool) -> bool:
-        """Whether the ``flag`` is true in any process."""
-        return any(self.counts(int(flag)))
-
     def counts(self, n: int) -> list[int]:
         """The number ``n`` that each process gives, by rank."""
         return [int(number) for number in self._gathered(torch.tensor(n))]

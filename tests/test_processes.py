@@ -52,8 +52,6 @@ def run_three(rank, folder):
 def exchange(processes, rank):
     sums = processes.sum([AWKWARD[rank], 0.1 * rank, rank])
     assert sums == [(AWKWARD[0] + AWKWARD[1]) + AWKWARD[2], 0.1 * 0 + 0.1 * 1 + 0.1 * 2, 3.0]
-    assert processes.any(rank == 1) is True
-    assert processes.any(False) is False
     assert processes.counts(2**40 + rank) == [2**40, 2**40 + 1, 2**40 + 2]
     states = processes.gather(state_of(rank))
     assert (states is None) == (rank > 0)
@@ -126,7 +124,6 @@ def test_alone_everything_is_what_was_given():
     assert (processes.rank, processes.size, processes.is_first) == (0, 1, True)
     state = {"a": (1, torch.ones(2))}
     assert processes.sum([0.1, 2]) == [0.1, 2.0]
-    assert (processes.any(True), processes.any(False)) == (True, False)
     assert processes.counts(3) == [3]
     (gathered,) = processes.gather(state)
     assert gathered is state
