@@ -318,7 +318,7 @@ class TrainingRun:
                 found["joint"] = joint.state_dict()
             if self.validation is not None:
                 found["validation"] = {"best": load_model(folder.best)[1]["extra"]["validation"]}
-            tests = {event["checkpoint"]: event for event in folder.events("test")}
+            tests = {event.get("checkpoint"): event for event in folder.events("test")}
             found["tests"] = [tests.get(path.name) for path in (folder.checkpoint, folder.best)]
         elif len(folder.events("epoch")) > 1:
             raise CheckpointError(f"{folder.path} has the metrics of a run, but neither its state, "
