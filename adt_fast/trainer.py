@@ -52,9 +52,10 @@ class Trainer:
             weights, their gradients and the optimizer in float32; or ``"auto"`` (default), bf16 where the maximizer's
             engine is to use 16 bits and the device multiplies bf16 in hardware.
         accumulation_steps: parts in which a minibatch goes through attack and backward pass, one after another, before
-            the one step of the optimizer, >= 1. More parts need less memory; noise, scales and the mean gradient stay
-            those of the whole minibatch. What looks at other images has those of its part: batch norm in train mode,
-            feature scattering, L2L's largest gradient, the hinge of ADT-IMP-AM.
+            the one step of the optimizer, >= 1; as many as there are images, in the smallest share of a process, where
+            these are fewer. More parts need less memory; noise, scales and the mean gradient stay those of the whole
+            minibatch. What looks at other images has those of its part: batch norm in train mode, feature scattering,
+            L2L's largest gradient, the hinge of ADT-IMP-AM.
         max_grad_norm: the gradient of the classifier is scaled down to this Euclidean norm where it is longer, > 0;
             those of jointly trained networks are not. Default: None, for as it is.
         ema_decay: of an average of the weights, see :class:`adt_fast.weight_average.WeightAverage`. Default: None, for
