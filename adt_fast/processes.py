@@ -98,14 +98,14 @@ class Processes:
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sum of each of the ``values`` over the processes, in float64 and in order of rank: the same bits in all
         of them."""
-        total, *others = self._gathered(torch.tensor(values, dtype=torch.float64))
+        total, *others = self._gathered(torch.tensor(values, dtype=torch.float64, device="cpu"))
         for other in others:
             total = total + other
         return total.tolist()
 
     def counts(self, n: int) -> list[int]:
         """The number ``n`` that each process gives, by rank."""
-        return [int(number) for number in self._gathered(torch.tensor(n))]
+        return [int(number) for number in self._gathered(torch.tensor(n, device="cpu"))]
 
     def gather(self, state: Any) -> list[Any] | None:
         """The state of each process, by rank, on the first one; None on the others.
@@ -120,7 +120,7 @@ class Processes:
         if not self.is_first:
             dist.send(_tensor_of(content), self._global_rank(0), group=self._cpu_group)
             return None
-        contents = [torch.empty(length, dtype=torch.uint8) for length in lengths[1:]]
+        contents = [torch.empty(length, dtype=torch.uint8, device="cpu") for length in lengths[1:]]
         for rank, received in enumerate(contents, start=1):
             dist.recv(received, self._global_rank(rank), group=self._cpu_group)
         return [_from_bytes(part) for part in (content, *(part.numpy().tobytes() for part in contents))]
@@ -134,7 +134,7 @@ class Processes:
             return value
         content = _to_bytes(value) if self.is_first else b""
         length = self.counts(len(content))[0]
-        sent = _tensor_of(content) if self.is_first else torch.empty(length, dtype=torch.uint8)
+        sent = _tensor_of(content) if self.is_first else torch.empty(length, dtype=torch.uint8, device="cpu")
         dist.broadcast(sent, self._global_rank(0), group=self._cpu_group)
         return _from_bytes(sent.numpy().tobytes())
 
@@ -222,7 +222,7 @@ class Processes:
         # A path that is no UTF-8 must not keep the message from the others, who wait for it.
         content = b"" if error is None else f"{type(error).__name__}: {error}".encode(errors="backslashreplace")
         lengths = self.counts(len(content))
-        padded = torch.zeros(max(lengths), dtype=torch.uint8)
+        padded = torch.zeros(max(lengths), dtype=torch.uint8, device="cpu")
         padded[: len(content)] = _tensor_of(content)
         gathered = self._gathered(padded) if max(lengths) else [padded] * self.size
         return [part[:length].numpy().tobytes().decode() for part, length in zip(gathered, lengths)]
@@ -296,4 +296,6 @@ def _from_bytes(content: bytes) -> Any:
 
 
 def _tensor_of(content: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+    if not content:
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
