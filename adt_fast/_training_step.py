@@ -10,14 +10,13 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ._batch_check import BatchCheck
 from .batch_share import BatchShare
 from .fit_progress import StepResult
 from .methods import Method
-from .model_state import ModelMode, device_of, model_mode, unwrap
+from .model_state import ModelMode, device_of, distributed_wrapper, model_mode, unwrap
 from .processes import Processes
 
 OuterPrecision = Literal["auto", "fp32", "bf16"]
@@ -64,11 +63,12 @@ class TrainingStep:
         self.options = options
         self.processes = processes
         self._check_batch = BatchCheck(model)
+        self._distributed = distributed_wrapper(model)
 
     def __call__(self, images: Tensor, labels: Tensor, *, measure_clean: bool) -> StepResult:
         images, labels = self._to_model(images, labels)
         self._check_batch(images, labels)
-        sums = torch.zeros(5, dtype=torch.float64, device=images.device)  # as in _result
+        sums = torch.zeros(4, dtype=torch.float64, device=images.device)  # as in _result
         start = None if self.method.maximizer is None else self.method.maximizer.noise_on(images.device).state.clone()
         is_first = True
         for part in self._parts(images, labels):
@@ -76,7 +76,7 @@ class TrainingStep:
                 self.method.maximizer.noise.state.copy_(start)  # a part's noise is that of its place in the minibatch
             sums += self._backward(part, drop_gradients=is_first, measure_clean=measure_clean)
             is_first = False
-        result = self._result(sums, measure_clean)
+        result = self._result(sums, len(images), measure_clean)
         if not math.isfinite(result.loss + result.penalty):
             raise FloatingPointError(f"the training loss is {result.loss}, the penalty {result.penalty}; the weights "
                                      "were left as they are. Try a smaller learning rate")
@@ -97,7 +97,7 @@ class TrainingStep:
     def _backward(self, part: _Part, *, drop_gradients: bool, measure_clean: bool) -> Tensor:
         """Adds the part's gradients to those that are there, and gives its sums, as in _result."""
         images, labels = part.images, part.labels
-        clean = self._clean_correct(images, labels) if measure_clean else 0
+        clean = self._clean_correct(images, labels) if measure_clean else None
         with self._outer_autocast(images), self._shared(part):  # autocast of generators; attacks have one of their own
             perturbed = self.method.perturb(images, labels)
         with model_mode(self.model, self.options.outer_mode), self._gradients_stay_here(not part.is_last):
@@ -112,12 +112,14 @@ class TrainingStep:
         loss, count = outer.loss.detach().double(), len(images)
         correct = (outer.logits.detach().argmax(1) == outer.labels).double().mean() * count
         penalty = torch.zeros_like(loss) if perturbed.penalty is None else perturbed.penalty.detach().double()
-        values = (loss * count, penalty * count, correct, clean, count)
-        return torch.stack([torch.as_tensor(value, dtype=torch.float64, device=loss.device) for value in values])
+        clean = torch.zeros_like(loss) if clean is None else clean.double()
+        return torch.stack([loss * count, penalty * count, correct, clean])  # no number of the host's: it would wait
 
-    def _result(self, sums: Tensor, measure_clean: bool) -> StepResult:
-        """Means over the minibatch, of the sums of loss, penalty, correct images, clean ones, and images."""
-        loss, penalty, correct, clean, images = self.processes.sum(sums.tolist())  # waits for the device, once
+    def _result(self, sums: Tensor, count: int, measure_clean: bool) -> StepResult:
+        """Means over the minibatch, of the sums of loss, penalty, correct images and clean ones over the ``count``
+        images here."""
+        own = sums.tolist()  # waits for the device, once
+        loss, penalty, correct, clean, images = self.processes.sum([*own, count])
         if self.method.maximizer is None:
             clean_accuracy = correct / images  # the images trained on are the clean ones
         else:
@@ -127,7 +129,7 @@ class TrainingStep:
     def _update(self) -> None:
         joint = self.method.joint
         if joint is not None and self.processes.size > 1:
-            joint.average_gradients(self.model.process_group)
+            joint.average_gradients(self._distributed.process_group)
         self._clip()
         self.optimizer.step()
         if joint is not None:
@@ -147,9 +149,9 @@ class TrainingStep:
         nn.utils.clip_grads_with_norm_(parameters, self.options.max_grad_norm, norm)
 
     @torch.no_grad()
-    def _clean_correct(self, images: Tensor, labels: Tensor) -> Tensor | int:
+    def _clean_correct(self, images: Tensor, labels: Tensor) -> Tensor | None:
         if self.method.maximizer is None:
-            return 0
+            return None
         model = unwrap(self.model)
         with model_mode(model, "eval"), self._outer_autocast(images):
             return (model(images).argmax(1) == labels).sum()
@@ -168,7 +170,7 @@ class TrainingStep:
 
     def _gradients_stay_here(self, staying: bool) -> AbstractContextManager[None]:
         """Whether a backward pass leaves the gradients to a later one to be averaged over processes."""
-        return self.model.no_sync() if staying and isinstance(self.model, DistributedDataParallel) else nullcontext()
+        return self._distributed.no_sync() if staying and self._distributed is not None else nullcontext()
 
     def _outer_autocast(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, torch.bfloat16, enabled=self._outer_is_half(images))

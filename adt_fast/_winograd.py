@@ -75,7 +75,8 @@ def conv3x3(
     if bias is not None:
         _check_exactly("bias", bias, (out_channels,))
     x = x.detach().contiguous(memory_format=torch.channels_last)
-    y = torch.empty((batch, out_channels, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    shape = batch, out_channels, height, width
+    y = torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
     _module().winograd_conv3x3(
         torch.get_num_threads(), _native.DTYPE_CODES[x.dtype], (batch, height, width, in_channels), out_channels,
         bool(relu), x.data_ptr(), transformed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr(),

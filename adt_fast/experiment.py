@@ -248,7 +248,7 @@ class TrainingRun:
         else:
             folder = RunFolder(config.output, resume=resume)
         if not resume:
-            folder.write_config(config.as_dict())
+            folder.write_config(config.as_dict(), self.processes.size)
         return folder
 
     def _check_loggers(self) -> None:
@@ -310,7 +310,7 @@ class TrainingRun:
                 found["joint"] = joint.state_dict()
             if self.validation is not None:
                 found["validation"] = {"best": load_model(folder.best)[1]["extra"]["validation"]}
-            tests = {event["checkpoint"]: event for event in folder.events("test")}
+            tests = {event.get("checkpoint"): event for event in folder.events("test")}
             found["tests"] = [tests.get(path.name) for path in (folder.checkpoint, folder.best)]
         elif len(folder.events("epoch")) > 1:
             raise CheckpointError(f"{folder.path} has the metrics of a run, but neither its state, "
@@ -321,7 +321,8 @@ class TrainingRun:
     def _warn_of_other_processes(self, saved: int) -> None:
         if saved != self.processes.size:
             self.warnings.append(f"the run was saved by {saved} processes, and goes on with {self.processes.size}: "
-                                 "sums are taken in another order, so it may differ from an unbroken one")
+                                 "their shares of a minibatch have another size, and sums another order, so it may "
+                                 "differ from an unbroken one")
 
     def _described(self, progress: dict[str, Any]) -> str:
         epoch = len(progress["results"]) + 1

@@ -41,6 +41,13 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def distributed_wrapper(model: nn.Module) -> nn.parallel.DistributedDataParallel | None:
+    """The wrapper that averages the model's gradients over processes, also inside ``torch.compile``'s; None without."""
+    while isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
+        model = original
+    return model if isinstance(model, nn.parallel.DistributedDataParallel) else None
+
+
 @contextmanager
 def model_mode(model: nn.Module, mode: ModelMode) -> Iterator[None]:
     """Puts the model in a mode, and every module back in its own at the end, exceptions included."""

@@ -84,7 +84,7 @@ class NoiseStream:
             raise ValueError(f"state must have the keys 'seed' and 'offset', got {sorted(state)}")
         _require_int("seed", state["seed"], -(2**63), 2**63)
         _require_int("offset", state["offset"], 0, MAX_OFFSET)
-        self.state.copy_(torch.tensor([state["seed"], state["offset"]], dtype=torch.int64))
+        self.state.copy_(torch.tensor([state["seed"], state["offset"]], dtype=torch.int64, device="cpu"))
 
     def __repr__(self) -> str:
         return f"NoiseStream(seed={self.seed}, device='{self.device}', offset={self.offset})"

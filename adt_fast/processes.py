@@ -20,9 +20,9 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import pack_state, unpack_state
+from .model_state import distributed_wrapper
 
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
@@ -60,8 +60,10 @@ class Processes:
 
     @classmethod
     def of(cls, model: nn.Module) -> Processes:
-        """Those that share a DistributedDataParallel, whose group they are; for any other model, this one alone."""
-        return cls(model.process_group if isinstance(model, DistributedDataParallel) else None)
+        """Those that share a DistributedDataParallel, whose group they are, torch.compile around it or not; for any
+        other model, this one alone."""
+        wrapper = distributed_wrapper(model)
+        return cls(None if wrapper is None else wrapper.process_group)
 
     @classmethod
     @contextmanager
@@ -96,18 +98,14 @@ class Processes:
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sum of each of the ``values`` over the processes, in float64 and in order of rank: the same bits in all
         of them."""
-        total, *others = self._gathered(torch.tensor(values, dtype=torch.float64))
+        total, *others = self._gathered(torch.tensor(values, dtype=torch.float64, device="cpu"))
         for other in others:
             total = total + other
         return total.tolist()
 
-    def any(self, flag: bool) -> bool:
-        """Whether the ``flag`` is true in any process."""
-        return any(self.counts(int(flag)))
-
     def counts(self, n: int) -> list[int]:
         """The number ``n`` that each process gives, by rank."""
-        return [int(number) for number in self._gathered(torch.tensor(n))]
+        return [int(number) for number in self._gathered(torch.tensor(n, device="cpu"))]
 
     def gather(self, state: Any) -> list[Any] | None:
         """The state of each process, by rank, on the first one; None on the others.
@@ -122,7 +120,7 @@ class Processes:
         if not self.is_first:
             dist.send(_tensor_of(content), self._global_rank(0), group=self._cpu_group)
             return None
-        contents = [torch.empty(length, dtype=torch.uint8) for length in lengths[1:]]
+        contents = [torch.empty(length, dtype=torch.uint8, device="cpu") for length in lengths[1:]]
         for rank, received in enumerate(contents, start=1):
             dist.recv(received, self._global_rank(rank), group=self._cpu_group)
         return [_from_bytes(part) for part in (content, *(part.numpy().tobytes() for part in contents))]
@@ -136,7 +134,7 @@ class Processes:
             return value
         content = _to_bytes(value) if self.is_first else b""
         length = self.counts(len(content))[0]
-        sent = _tensor_of(content) if self.is_first else torch.empty(length, dtype=torch.uint8)
+        sent = _tensor_of(content) if self.is_first else torch.empty(length, dtype=torch.uint8, device="cpu")
         dist.broadcast(sent, self._global_rank(0), group=self._cpu_group)
         return _from_bytes(sent.numpy().tobytes())
 
@@ -221,9 +219,10 @@ class Processes:
         """What failed in each process, by rank; an empty string where nothing did."""
         if self._group is None:
             return [""]
-        content = b"" if error is None else f"{type(error).__name__}: {error}".encode()
+        # A path that is no UTF-8 must not keep the message from the others, who wait for it.
+        content = b"" if error is None else f"{type(error).__name__}: {error}".encode(errors="backslashreplace")
         lengths = self.counts(len(content))
-        padded = torch.zeros(max(lengths), dtype=torch.uint8)
+        padded = torch.zeros(max(lengths), dtype=torch.uint8, device="cpu")
         padded[: len(content)] = _tensor_of(content)
         gathered = self._gathered(padded) if max(lengths) else [padded] * self.size
         return [part[:length].numpy().tobytes().decode() for part, length in zip(gathered, lengths)]
@@ -297,4 +296,6 @@ def _from_bytes(content: bytes) -> Any:
 
 
 def _tensor_of(content: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+    if not content:
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)

@@ -86,15 +86,18 @@ class RunFolder:
             logger.close()
         self._lock.release()
 
-    def write_config(self, config: dict[str, Any]) -> None:
-        """config.yaml: the settings, what ran them, by which command, and when. Values are plain.
+    def write_config(self, config: dict[str, Any], processes: int = 1) -> None:
+        """config.yaml: the settings, what ran them, in how many processes, by which command, and when. Values are
+        plain.
 
         Args:
             config: resolved; has a ``device``.
+            processes: those that share every minibatch, >= 1.
         """
         document = {
             "config": config,
             "versions": versions(torch.device(config["device"])),
+            "processes": processes,
             "command": running_command(),
             "started": utc_now(),
         }

@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
@@ -27,7 +26,7 @@ from .data.prefetch import prefetched
 from .fit_progress import EpochResult, FitProgress, FitSettings, StepResult
 from .input_gradient import EngineOptions
 from .methods import Method, create_method
-from .model_state import ModelMode, check_mode, check_model, device_of, unwrap
+from .model_state import ModelMode, check_mode, check_model, device_of, distributed_wrapper, unwrap
 from .noise import NoiseStream
 from .processes import Processes
 from .weight_average import WeightAverage
@@ -43,8 +42,8 @@ class Trainer:
 
     Args:
         model: images ``[B, C, H, W]`` in [0, 1] -> logits; it normalises inside. May be wrapped, as by
-            DistributedDataParallel, and then jointly trained networks start alike and average their gradients too;
-            minibatches move to its device.
+            DistributedDataParallel (and ``torch.compile`` around that), and then jointly trained networks start alike
+            and average their gradients too; minibatches move to its device.
         optimizer: of the model's parameters.
         method: a :class:`adt_fast.methods.Method` for this model, see :func:`adt_fast.methods.create_method`.
         outer_mode: the mode of the model in the outer pass, the one that trains: ``"train"`` (default), ``"eval"``,
@@ -53,9 +52,10 @@ class Trainer:
             weights, their gradients and the optimizer in float32; or ``"auto"`` (default), bf16 where the maximizer's
             engine is to use 16 bits and the device multiplies bf16 in hardware.
         accumulation_steps: parts in which a minibatch goes through attack and backward pass, one after another, before
-            the one step of the optimizer, >= 1. More parts need less memory; noise, scales and the mean gradient stay
-            those of the whole minibatch. What looks at other images has those of its part: batch norm in train mode,
-            feature scattering, L2L's largest gradient, the hinge of ADT-IMP-AM.
+            the one step of the optimizer, >= 1; as many as there are images, in the smallest share of a process, where
+            these are fewer. More parts need less memory; noise, scales and the mean gradient stay those of the whole
+            minibatch. What looks at other images has those of its part: batch norm in train mode, feature scattering,
+            L2L's largest gradient, the hinge of ADT-IMP-AM.
         max_grad_norm: the gradient of the classifier is scaled down to this Euclidean norm where it is longer, > 0;
             those of jointly trained networks are not. Default: None, for as it is.
         ema_decay: of an average of the weights, see :class:`adt_fast.weight_average.WeightAverage`. Default: None, for
@@ -109,8 +109,8 @@ class Trainer:
         self._random_at_start: dict[str, Tensor] | None = None
         """The global generators when the epoch under way began, of which a loader may have made its order; None between
         two epochs."""
-        if method.joint is not None and isinstance(model, DistributedDataParallel):
-            method.joint.broadcast(model.process_group)
+        if method.joint is not None and (wrapper := distributed_wrapper(model)) is not None:
+            method.joint.broadcast(wrapper.process_group)
 
     @property
     def trained_model(self) -> nn.Module:

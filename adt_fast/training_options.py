@@ -57,6 +57,10 @@ class DataOptions:
             check_int(name, getattr(self, name), lowest, 2**31)
         for name in ("flip", "drop_last"):
             check_bool(name, getattr(self, name))
+        if not isinstance(self.extra_data, (str, Path, type(None))):
+            raise TypeError(f"extra_data must be a path or None, got {type(self.extra_data).__name__}")
+        if not isinstance(self.validation_attack, str):
+            raise TypeError(f"validation_attack must be a str, got {type(self.validation_attack).__name__}")
         if self.extra_fraction is not None:
             if self.extra_data is None:
                 raise ValueError(f"extra_fraction must not be given without extra_data, got {self.extra_fraction}")
@@ -104,5 +108,5 @@ class LoopOptions:
                              f"{self.accumulation_steps}")
         for name in ("sync_batchnorm", "tensorboard"):
             check_bool(name, getattr(self, name))
-        if self.wandb == "":
-            raise ValueError("wandb must be the name of a project, got an empty text")
+        if self.wandb is not None and not (isinstance(self.wandb, str) and self.wandb):
+            raise ValueError(f"wandb must be the name of a project, got {self.wandb!r}")

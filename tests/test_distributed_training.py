@@ -58,11 +58,13 @@ def share_of(batch, rank, size):
     return tuple(part[rank * len(part) // size : (rank + 1) * len(part) // size] for part in batch)
 
 
-def trainer_of(name, dtype, size, sync=False, options=None, **settings):
+def trainer_of(name, dtype, size, sync=False, compiled=False, options=None, **settings):
     torch.manual_seed(0)
     model = TinyClassifier(seed=0).to(dtype)
     if size > 1:
         model = DistributedDataParallel(convert_sync_batchnorm(model) if sync else model)
+    if compiled:
+        model = torch.compile(model, backend="eager")
     joint = {"image_shape": (3, 6, 5), "generator_width": 4} if method_spec(name).joint is not None else {}
     method = create_method(
         name, model, epsilon=0.1, noise=NoiseStream(3), engine=FLOAT32, **joint, **(options or {})
@@ -94,6 +96,7 @@ CASES = {
     "adt-exp": ("adt-exp", {"sync": True, "options": TWO_STEPS}),
     "adt-exp, eval": ("adt-exp", {"outer_mode": "eval", "options": TWO_STEPS}),
     "in parts": ("adt-exp", {"outer_mode": "eval", "accumulation_steps": 2, "options": TWO_STEPS}),
+    "compiled": ("at-pgd", {"outer_mode": "eval", "accumulation_steps": 2, "compiled": True}),
     "clipped": ("adt-exp", {"sync": True, "max_grad_norm": 0.1, "ema_decay": 0.9, "options": TWO_STEPS}),
     "adt-imp-am, paper": ("adt-imp-am", {"sync": True, "max_grad_norm": 0.5, "options": {"recipe": "paper"}}),
     "l2l": ("l2l", {"sync": True, "options": {"gradient_scale": "batch_mean"}}),
@@ -224,8 +227,9 @@ def test_a_command_in_two_processes_is_that_in_one(tmp_path, capfd):
     for pattern in (r"^epoch 1/2.*", r"^pgd-20 .*", r"^natural .*"):
         found = [re.findall(pattern, text.replace(" images/s", ""), re.MULTILINE) for text in (out, expected)]
         assert len(found[0]) == len(found[1]) > 0
-    configs = [yaml.safe_load((tmp_path / name / "config.yaml").read_text())["config"] for name in ("one", "two")]
-    assert configs[0] | {"output": "two"} == configs[1]
+    one, two = (yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("one", "two"))
+    assert one["config"] | {"output": "two"} == two["config"]
+    assert (one["processes"], two["processes"]) == (1, 2)
 
 
 def test_jointly_trained_networks_normalise_all_images(two, tmp_path):
@@ -282,7 +286,7 @@ def test_another_number_of_processes_goes_on_and_says_so(unbroken, two, tmp_path
     """From two to one and back; in float32 nothing differs but the order of sums."""
     two(stopped_here, tmp_path / "run", {}, 2, Stopped)
     one = run_of(tmp_path / "run", resume=True)
-    warning = "the run was saved by 2 processes, and goes on with 1: sums are taken in another order"
+    warning = "the run was saved by 2 processes, and goes on with 1: their shares of a minibatch"
     assert one.stands_at == "epoch 1 of 2, minibatch 3 of 3" and one.warnings[0].startswith(warning)
     with stopping(2), pytest.raises(Stopped):
         one.train(progress=False)

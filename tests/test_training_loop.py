@@ -13,6 +13,7 @@ from adt_fast import NoiseStream
 from adt_fast._training_step import TrainingStep
 from adt_fast.input_gradient import FLOAT32
 from adt_fast.methods import create_method
+from adt_fast.models import create_model
 from adt_fast.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,6 +52,27 @@ def weights(trainer):
     joint = trainer.method.joint
     networks = {} if joint is None else joint.networks
     return {"model": trainer.model.state_dict()} | {name: one.state_dict() for name, one in networks.items()}
+
+
+@pytest.mark.parametrize("name", [*METHODS, "feascatter"])
+def test_the_default_device_of_the_caller_changes_nothing(name):
+    """Not even that of torch.set_default_device("cuda") for a model on the CPU, whose kernels take addresses."""
+
+    def fresh():
+        torch.manual_seed(5)
+        model = create_model("small-cnn", in_channels=3, mean=[0.5] * 3, std=[0.5] * 3)
+        trainer = trainer_of(name, model=model, accumulation_steps=2, max_grad_norm=1.0, ema_decay=0.9)
+        for network in () if trainer.method.joint is None else trainer.method.joint.networks.values():
+            network.float()
+        return trainer
+
+    images, labels = tiny_batch(4)
+    trainer, elsewhere = fresh(), fresh()
+    result = trainer.step(images, labels, measure_clean=True)
+    with torch.device("meta"):
+        assert elsewhere.step(images, labels, measure_clean=True) == result
+        state = elsewhere.state_dict()
+    torch.testing.assert_close(state["model"], trainer.state_dict()["model"], rtol=0, atol=0)
 
 
 # Parts of a minibatch

@@ -58,6 +58,8 @@ def test_options_in_a_file_and_on_the_command_line(capsys):
         ({"extra_data": Path("more.npz"), "extra_fraction": 1.0}, "extra_fraction must be in .0, 1., got 1.0"),
         ({"extra_data": Path("more.npz"), "extra_fraction": 0.01}, "extra_fraction must give a minibatch"),
         ({"extra_data": Path("nowhere.npz")}, "nowhere.npz"),
+        ({"extra_data": 3}, "extra_data must be a path or None, got int"),
+        ({"validation_images": 9, "validation_attack": 5}, "validation_attack must be a str, got int"),
         ({"ema_decay": 1.0}, "ema_decay must be in .0, 1., got 1.0"),
         ({"ema_decay": 0.0}, "ema_decay must be in"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be > 0"),
@@ -65,7 +67,8 @@ def test_options_in_a_file_and_on_the_command_line(capsys):
         ({"accumulation_steps": 21}, "accumulation_steps must be at most batch_size, 20, got 21"),
         ({"sync_batchnorm": "no"}, "sync_batchnorm must be a bool"),
         ({"tensorboard": 1}, "tensorboard must be a bool"),
-        ({"wandb": ""}, "wandb must be the name of a project"),
+        ({"wandb": ""}, "wandb must be the name of a project, got ''"),
+        ({"wandb": True}, "wandb must be the name of a project, got True"),
         ({"validate_every": 2}, "validate_every must not be given without validation_images, got 2"),
     ],
 )

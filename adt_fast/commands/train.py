@@ -78,7 +78,7 @@ class Train(TrainConfig):
 
 def _train(run: TrainingRun) -> None:
     say = partial(print, flush=True) if run.processes.is_first else _silent
-    for warning in run.warnings:
+    for warning in run.warnings if run.processes.is_first else ():
         print(f"adt-fast: warning: {warning}", file=sys.stderr)
     say(_headline(run))
     if run.stands_at != "the beginning":

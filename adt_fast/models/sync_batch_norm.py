@@ -139,9 +139,9 @@ def _statistics(x: Tensor, dtype: torch.dtype, group: dist.ProcessGroup) -> tupl
     no large sums of squares are subtracted. All processes get the same bits.
     """
     channels = x.shape[1]
-    own = torch.zeros(2 * channels + 1, dtype=torch.float64)
+    own = x.new_zeros(2 * channels + 1, dtype=torch.float64)
     if x.numel():  # the kernels divide by the number of images
-        mean, variance = torch.batch_norm_update_stats(x, *torch.zeros(2, channels, dtype=dtype), 0.0)
+        mean, variance = torch.batch_norm_update_stats(x, *x.new_zeros(2, channels, dtype=dtype), 0.0)
         own = torch.cat([mean.double(), variance.double(), own.new_tensor([x.numel() // channels])])
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, own, group=group)
