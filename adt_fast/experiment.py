@@ -306,11 +306,22 @@ class TrainingRun:
         progress, settings = FitProgress.from_state(fit["progress"]), self._fit_settings()
         progress.settings.check_same(FitSettings.of(self.train_loader, **settings))
         check_scheduler_state(settings["scheduler"], fit["scheduler"])
+        self._check_momentum()
         if self.validation is not None:
             self.validation.load_state_dict(state["validation"])
         self._agreements_logged = state["agreements_logged"]
         self._warn_of_other_processes(len(state["trainer"]["processes"]))
         self.stands_at = self._described(progress)
+
+    def _check_momentum(self) -> None:
+        """Raises ValueError where some parameters have a momentum and others have none: a fused step takes all alike,
+        and all of the model's take part in it."""
+        state = self.trainer.optimizer.state
+        missing = [name for name, parameter in self.model.named_parameters()
+                   if state.get(parameter, {}).get("momentum_buffer") is None]  # fmt: skip
+        if missing and len(missing) < len(list(self.model.parameters())):
+            raise ValueError(f"state of the model's optimizer must have the momentum of every parameter, it lacks that "
+                             f"of {missing[0]}")
 
     def _fit_settings(self) -> dict[str, Any]:
         """What the training is called with, every time with a new scheduler."""

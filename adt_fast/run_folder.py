@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from ._atomic_file import atomic_file
+from ._atomic_file import atomic_file, names_file
 from ._command_line import running_command
 from ._folder_lock import LOCK_NAME, FolderLock
 from ._utc import utc_now
@@ -111,7 +111,7 @@ class RunFolder:
         """Adds a line to metrics.jsonl, a JSON object with the time (UTC, ISO 8601) and the metrics; for the loggers
         too."""
         event = {"time": utc_now(), **metrics}
-        with open(self.metrics, "a") as file:
+        with names_file(self.metrics), open(self.metrics, "a") as file:
             file.write(json.dumps(event) + "\n")
         for logger in self.loggers:
             logger(event)
@@ -122,7 +122,7 @@ class RunFolder:
 
     def sync_metrics(self) -> int:
         """The length of metrics.jsonl in bytes, all of which are on the disk now."""
-        with open(self.metrics, "a") as file:
+        with names_file(self.metrics), open(self.metrics, "a") as file:
             os.fsync(file.fileno())
             return os.path.getsize(self.metrics)
 

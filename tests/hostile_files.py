@@ -1129,7 +1129,7 @@ KINDS = {
     "torch legacy": Kind("case.pt", hostile_torch_legacy, load_model),
     "pickle": Kind("case.pt", hostile_pickle, load_model),
     "run": Kind("last.safetensors", lambda rng: hostile_checkpoint(rng, whole_runs(), run_parts), read_run),
-    "resumed run": Kind("last.safetensors", hostile_run_state, read_run_folder),
+    "resumed run": Kind("last.safetensors", hostile_run_state, read_run_folder, named="|metrics.jsonl"),
     "best model": Kind("best.safetensors", hostile_best, read_run_folder),
     "logged tests": Kind("metrics.jsonl", hostile_tests, read_run_folder),
     "joint training": Kind(
@@ -1250,11 +1250,12 @@ def forked(name: str, first: int, count: int, folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    """Sweeps what stdin has, a JSON list of [kind, first, count], and prints as many results."""
+    """Sweeps what stdin has, a JSON list of [kind, first, count], and prints as many results, a line each."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     jobs = json.load(sys.stdin)
-    print(json.dumps([forked(*job, folder / str(number)) for number, job in enumerate(jobs)]))
+    for number, job in enumerate(jobs):
+        print(json.dumps(forked(*job, folder / str(number))), flush=True)
 
 
 if __name__ == "__main__":
