@@ -32,15 +32,27 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     # Named by a fresh identifier, so that processes writing the same path do not write into one temporary file.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with names_file(path):
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def names_file(path: Path) -> Iterator[None]:
+    """An OSError inside names `path` where it names no file, as that of a full disk does."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def _remove_abandoned(path: Path) -> None:

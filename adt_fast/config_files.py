@@ -92,8 +92,8 @@ def check_same_settings(config: TrainConfig, recorded: Mapping[str, Any], source
     mine = config.as_dict()
     for name, value in recorded.items():
         if name not in (*_NOT_SETTINGS, "data_dir", "download") and mine.get(name) != value:
-            raise ValueError(f"{name} must be {value!r}, as in {source}, for a resumed run keeps its settings; got "
-                             f"{mine.get(name)!r}")
+            raise ValueError(f"{name} must be {shown(value)}, as in {source}, for a resumed run keeps its settings; "
+                             f"got {mine.get(name)!r}")
 
 
 def _load(source: str, beside: Path, seen: tuple[str, ...]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._checks import check_bool, check_not_negative
+from ._checks import check_bool, check_int, check_not_negative, shown
+from ._state_checks import check_keys, check_network_state
 from ._stop_signals import postponed_stop
+from ._trainer_state import check_scheduler_state
 from .checkpoint import CheckpointError, load_model, save_model
 from .config import TrainConfig
 from .config_files import check_same_settings, load_config_file
 from .data import ImageData
 from .evaluation import Accuracy, evaluate
+from .evaluation.accuracy import accuracy_from_state
+from .fit_progress import FitProgress, FitSettings
 from .loggers import TensorBoardLogger, WandbLogger
 from .models import create_model
 from .processes import Processes, local_device
@@ -31,6 +36,8 @@ from .validation import Validated, Validation
 
 DEFAULT_SAVE_EVERY = 300.0
 """Seconds between two saves within an epoch."""
+
+_STATE_KEYS = ("config", "trainer", "validation", "agreements_logged", "metrics_length")
 
 CLOSING_ATTACKS = "pgd-20"
 """What a trained model is tested with at the end: 20 steps of size epsilon / 4 from a random start (Section 5.2)."""
@@ -128,9 +135,6 @@ class TrainingRun:
         """
         if self.is_trained:
             return
-        scheduler = create_schedule(
-            self.config.schedule, self.trainer.optimizer, epochs=self.config.epochs, batches=len(self.train_loader)
-        )
         saved_at = time.monotonic()
         with postponed_stop(quiet=not self.processes.is_first) as stop_is_wanted:
 
@@ -154,9 +158,7 @@ class TrainingRun:
 
             self.trainer.fit(
                 self.train_loader,
-                epochs=self.config.epochs,
-                scheduler=scheduler,
-                schedule_every="step",
+                **self._fit_settings(),
                 callbacks=[end_epoch],
                 between_steps=lambda: save_if_due(False),
                 progress=progress,
@@ -274,12 +276,8 @@ class TrainingRun:
         state, model = found["state"], found["model"]
         with self.processes.all_or_none():
             if state is not None:
-                self._warn_of_other_processes(len(state["trainer"]["processes"]))
-                self.trainer.load_state_dict(state["trainer"])
-                self._agreements_logged = state["agreements_logged"]
-                if self.validation is not None:
-                    self.validation.load_state_dict(state["validation"])
-                self.stands_at = self._described(state["trainer"]["fit"]["progress"])
+                with _told_of(found["path"]):
+                    self._load_state(state)
             elif model is not None:
                 self.trained_model.load_state_dict(model)
                 if self.trainer.method.joint is not None:
@@ -290,28 +288,79 @@ class TrainingRun:
                 self.results, self.best_results = map(_accuracies, found["tests"])
                 is_tested = self.results and (self.validation is None or self.best_results)
                 self.stands_at = "the end" if is_tested else "the test of the trained model"
+        with self.processes.all_or_none():  # the first change in the folder, when all processes have what they need
             if self.folder is not None:
                 self.folder.cut_metrics(found["metrics_length"])
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        """Goes to where a state was saved.
+
+        Raises:
+            TypeError, ValueError: if it does not fit.
+        """
+        check_int("agreements_logged", state["agreements_logged"], 0, 2**63)
+        self.trainer.load_state_dict(state["trainer"])
+        fit = state["trainer"]["fit"]
+        if fit is None:
+            raise ValueError("state of the run must be of a fit under way, it has none")
+        progress, settings = FitProgress.from_state(fit["progress"]), self._fit_settings()
+        progress.settings.check_same(FitSettings.of(self.train_loader, **settings))
+        check_scheduler_state(settings["scheduler"], fit["scheduler"])
+        self._check_momentum()
+        if self.validation is not None:
+            self.validation.load_state_dict(state["validation"])
+        self._agreements_logged = state["agreements_logged"]
+        self._warn_of_other_processes(len(state["trainer"]["processes"]))
+        self.stands_at = self._described(progress)
+
+    def _check_momentum(self) -> None:
+        """Raises ValueError where some parameters have a momentum and others have none: a fused step takes all alike,
+        and all of the model's take part in it."""
+        state = self.trainer.optimizer.state
+        missing = [name for name, parameter in self.model.named_parameters()
+                   if state.get(parameter, {}).get("momentum_buffer") is None]  # fmt: skip
+        if missing and len(missing) < len(list(self.model.parameters())):
+            raise ValueError(f"state of the model's optimizer must have the momentum of every parameter, it lacks that "
+                             f"of {missing[0]}")
+
+    def _fit_settings(self) -> dict[str, Any]:
+        """What the training is called with, every time with a new scheduler."""
+        epochs, batches = self.config.epochs, len(self.train_loader)
+        scheduler = create_schedule(self.config.schedule, self.trainer.optimizer, epochs=epochs, batches=batches)
+        return {"epochs": epochs, "scheduler": scheduler, "schedule_every": "step"}
 
     def _found(self, folder: RunFolder) -> dict[str, Any]:
         """What the folder has of the run, checked as far as that needs no trainer."""
         state = self._checkpoint.load()
         self.warnings += self._checkpoint.warnings
-        found = {"state": state, "model": None, "metrics_length": 0}
+        path = str(self._checkpoint.loaded_from)
+        found = {"state": state, "path": path, "model": None, "metrics_length": 0}
         if state is not None:
-            check_same_settings(self.config, state["config"], str(self._checkpoint.path))
+            with _told_of(path):
+                check_keys("state of the run", state, _STATE_KEYS)
+                config = state["config"]
+                if not isinstance(config, dict) or any(isinstance(value, torch.Tensor) for value in config.values()):
+                    raise ValueError(f"config of the state must be a dict of plain values, got {shown(config)}")
+                check_int("metrics_length", state["metrics_length"], 0, 2**63)
+            check_same_settings(self.config, state["config"], path)
             found["metrics_length"] = state["metrics_length"]
         elif folder.checkpoint.exists():
             model, _ = load_model(folder.checkpoint, model_name=self.config.model)
             joint = self.trainer.method.joint
+            with _told_of(folder.checkpoint):
+                check_network_state("model", self.trained_model.state_dict(), model.state_dict())
             found |= {"model": model.state_dict(), "metrics_length": None, "joint": None}
             if joint is not None:
                 joint.load(folder.maximizer)
                 found["joint"] = joint.state_dict()
             if self.validation is not None:
-                found["validation"] = {"best": load_model(folder.best)[1]["extra"]["validation"]}
-            tests = {event.get("checkpoint"): event for event in folder.events("test")}
+                found["validation"] = {"best": _validation_of(folder.best)}
+                with _told_of(folder.best):
+                    self.validation.load_state_dict(found["validation"])
+            tests = {str(event.get("checkpoint")): event for event in folder.events("test")}
             found["tests"] = [tests.get(path.name) for path in (folder.checkpoint, folder.best)]
+            with _told_of(folder.metrics):
+                list(map(_accuracies, found["tests"]))
         elif len(folder.events("epoch")) > 1:
             raise CheckpointError(f"{folder.path} has the metrics of a run, but neither its state, "
                                   f"{self._checkpoint.path.name}, nor its model. Begin again, in another folder")
@@ -324,11 +373,10 @@ class TrainingRun:
                                  "their shares of a minibatch have another size, and sums another order, so it may "
                                  "differ from an unbroken one")
 
-    def _described(self, progress: dict[str, Any]) -> str:
-        epoch = len(progress["results"]) + 1
-        if epoch > self.config.epochs:
+    def _described(self, progress: FitProgress) -> str:
+        if progress.epoch > self.config.epochs:
             return "the end of the last epoch"
-        return f"epoch {epoch} of {self.config.epochs}, minibatch {progress['sums']['batches'] + 1} of " \
+        return f"epoch {progress.epoch} of {self.config.epochs}, minibatch {progress.sums.batches + 1} of " \
                f"{len(self.train_loader)}"
 
     def _validation(self, data: ImageData) -> Validation:
@@ -377,10 +425,31 @@ def _resumed_settings(config: TrainConfig) -> TrainConfig:
 
 
 def _accuracies(test: dict[str, Any] | None) -> dict[str, Accuracy] | None:
-    """Those in a logged test."""
+    """Those in a logged test. Raises TypeError or ValueError where it is none."""
     if test is None:
         return None
-    return {name: Accuracy(**value) for name, value in test.items() if isinstance(value, dict)}
+    accuracies = {name: accuracy_from_state(f"{shown(name)} of a test", value) for name, value in test.items()
+                  if isinstance(value, dict)}  # fmt: skip
+    if not accuracies:
+        raise ValueError("a test must have accuracies, it has none")
+    return accuracies
+
+
+def _validation_of(path: Path) -> dict[str, Any]:
+    """What was found of the model that was saved as the best."""
+    extra = load_model(path)[1]["extra"]
+    if not isinstance(extra, dict) or not isinstance(extra.get("validation"), dict):
+        raise CheckpointError(f"{path} is a model, but not with what its validation found")
+    return extra["validation"]
+
+
+@contextmanager
+def _told_of(path: str | Path) -> Iterator[None]:
+    """What is found wrong with the contents of a file is told with its name."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not what this run can go on from: {error}") from error
 
 
 def _model_kwargs(data: ImageData) -> dict[str, Any]:

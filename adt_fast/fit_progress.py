@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from torch.optim.lr_scheduler import LRScheduler
 
 from ._checks import check_int, shown
 from ._state_checks import check_keys, is_number
@@ -59,6 +61,15 @@ class FitSettings:
     """The name of its class."""
     batches: int | None
     """The loader's length; None for one that has none."""
+
+    @classmethod
+    def of(
+        cls, loader: Iterable[Any], *, epochs: int, scheduler: LRScheduler | None, schedule_every: str
+    ) -> FitSettings:
+        """Those of a fit that is called with these."""
+        kind = None if scheduler is None else type(scheduler).__name__
+        batches = len(loader) if isinstance(loader, Sized) else None
+        return cls(epochs, schedule_every, kind, type(loader).__name__, batches)
 
     def check_same(self, others: FitSettings) -> None:
         """Raises ValueError that names the first setting which the others have otherwise."""
@@ -163,12 +174,12 @@ class FitProgress:
             _check_plain("a result of the fit", result, EpochResult)
         if state["loader_epoch"] is not None:
             check_int("loader_epoch of the fit", state["loader_epoch"], 0, 2**63)
-        return cls(
-            FitSettings(**state["settings"]),
-            [EpochResult(**result) for result in state["results"]],
-            EpochSums(**state["sums"]),
-            state["loader_epoch"],
-        )
+        settings, sums = FitSettings(**state["settings"]), EpochSums(**state["sums"])
+        results = [EpochResult(**result) for result in state["results"]]
+        if len(results) > settings.epochs or (settings.batches is not None and sums.batches >= settings.batches):
+            raise ValueError(f"state of the fit must be of {settings.epochs} epochs of {settings.batches} batches, got "
+                             f"{len(results)} epochs and {sums.batches} batches that are done")
+        return cls(settings, results, sums, state["loader_epoch"])
 
 
 def _check_plain(what: str, state: object, kind: type) -> None:

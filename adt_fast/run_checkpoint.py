@@ -37,6 +37,8 @@ class RunCheckpoint:
         self.previous = folder / "last.previous.safetensors"
         self.warnings: list[str] = []
         """What :meth:`load` has to tell the user."""
+        self.loaded_from = self.path
+        """The file that :meth:`load` took."""
         self._last_is_whole = True
 
     def save(self, state: dict[str, Any]) -> None:
@@ -66,6 +68,7 @@ class RunCheckpoint:
                 except CheckpointError as error:
                     damages.append(str(error))
                     continue
+                self.loaded_from = path
                 if damages:
                     self.warnings.append(f"{damages[0]}. Going on from {path.name}, the state before")
                 return state

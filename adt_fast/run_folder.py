@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from ._atomic_file import atomic_file
+from ._atomic_file import atomic_file, names_file
 from ._command_line import running_command
 from ._folder_lock import LOCK_NAME, FolderLock
 from ._utc import utc_now
@@ -80,6 +80,11 @@ class RunFolder:
         """Where the networks go that were trained against the model, with their optimizers."""
         return self.path / _MAXIMIZER_NAME
 
+    @property
+    def metrics(self) -> Path:
+        """Where they are logged, a JSON object a line."""
+        return self.path / _METRICS_NAME
+
     def close(self) -> None:
         """The loggers write what they still have, and other processes may have the folder; to be called last."""
         for logger in self.loggers:
@@ -109,7 +114,7 @@ class RunFolder:
         """Adds a line to metrics.jsonl, a JSON object with the time (UTC, ISO 8601) and the metrics; for the loggers
         too."""
         event = {"time": utc_now(), **metrics}
-        with open(self._metrics, "a") as file:
+        with names_file(self.metrics), open(self.metrics, "a") as file:
             file.write(json.dumps(event) + "\n")
         for logger in self.loggers:
             logger(event)
@@ -120,27 +125,26 @@ class RunFolder:
 
     def sync_metrics(self) -> int:
         """The length of metrics.jsonl in bytes, all of which are on the disk now."""
-        with open(self._metrics, "a") as file:
+        with names_file(self.metrics), open(self.metrics, "a") as file:
             os.fsync(file.fileno())
-            return os.path.getsize(self._metrics)
+            return os.path.getsize(self.metrics)
 
     def cut_metrics(self, length: int | None = None) -> None:
         """Drops what came after so many bytes of metrics.jsonl; by default, a last line that a kill cut short.
 
         Raises:
-            ValueError: if it has fewer.
+            ValueError: if it has fewer, or no line ends there.
         """
-        content = self._metrics.read_bytes() if self._metrics.exists() else b""
+        content = self.metrics.read_bytes() if self.metrics.exists() else b""
         length = content.rfind(b"\n") + 1 if length is None else length
         if len(content) < length:
-            raise ValueError(f"{self._metrics} must have at least the {length} bytes that it had when the run was "
+            raise ValueError(f"{self.metrics} must have at least the {length} bytes that it had when the run was "
                              f"saved, it has {len(content)}")
+        if length and content[length - 1 : length] != b"\n":
+            raise ValueError(f"{self.metrics} must have the end of a line at byte {length}, where it ended when the "
+                             "run was saved")
         if len(content) > length:
-            os.truncate(self._metrics, length)
-
-    @property
-    def _metrics(self) -> Path:
-        return self.path / _METRICS_NAME
+            os.truncate(self.metrics, length)
 
 
 def checkpoint_of(run: Path) -> Path:

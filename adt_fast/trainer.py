@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any, Literal, get_args
 
@@ -191,10 +191,9 @@ class Trainer:
         for name, call in (*(("callbacks", call) for call in callbacks), ("between_steps", between_steps)):
             if not callable(call) and not (name == "between_steps" and call is None):
                 raise TypeError(f"{name} must be callable, got {type(call).__name__}")
-        batches = len(loader) if isinstance(loader, Sized) else None
-        kind = None if scheduler is None else type(scheduler).__name__
-        state = self._begin(FitSettings(epochs, schedule_every, kind, type(loader).__name__, batches), scheduler)
-        total = None if batches is None else batches * epochs
+        settings = FitSettings.of(loader, epochs=epochs, scheduler=scheduler, schedule_every=schedule_every)
+        state = self._begin(settings, scheduler)
+        total = None if settings.batches is None else settings.batches * epochs
         disable = True if not self.processes.is_first else None if progress is None else not progress
         try:
             with tqdm(total=total, initial=state.batches_done or 0, unit="batch", disable=disable) as bar:

@@ -12,6 +12,7 @@ from ._checks import check_int
 from ._state_checks import check_keys
 from .data import ImageData
 from .evaluation import Accuracy, create_attack, evaluate, split_attack_names
+from .evaluation.accuracy import accuracy_from_state
 from .noise import NoiseStream
 from .processes import Processes
 
@@ -117,9 +118,6 @@ class Validation:
         if best is not None:
             check_keys("best of the validation", best, ("epoch", "natural", "robust"))
             check_int("epoch of the best", best["epoch"], 1, 2**31)
-            accuracies = {}
-            for name in ("natural", "robust"):
-                check_keys(f"{name} of the best", best[name], ("correct", "total"))
-                accuracies[name] = Accuracy(**best[name])
-            best = Validated(best["epoch"], **accuracies)
+            natural, robust = (accuracy_from_state(f"{name} of the best", best[name]) for name in ("natural", "robust"))
+            best = Validated(best["epoch"], natural, robust)
         self.best = best

@@ -16,6 +16,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import signal
 import struct
 import sys
@@ -38,15 +39,18 @@ import safetensors.torch
 import torch
 from plain_adt import TinyClassifier, tiny_batch
 
-from adt_fast import NoiseStream
+from adt_fast import NoiseStream, experiment
+from adt_fast._folder_lock import LOCK_NAME
 from adt_fast.checkpoint import digest, load_checkpoint, load_model, pack_state, save_checkpoint, save_model
+from adt_fast.config import TrainConfig
 from adt_fast.config_files import config_names, load_config_file
-from adt_fast.data import BatchLoader, ImageData, load_dataset
+from adt_fast.data import BatchLoader, ImageData, load_dataset, load_npz
 from adt_fast.evaluation.outcomes import Outcomes
 from adt_fast.methods import create_method
 from adt_fast.methods.joint import JointTraining
 from adt_fast.models import create_model
 from adt_fast.run_checkpoint import RunCheckpoint
+from adt_fast.run_data import load_run_data
 from adt_fast.run_folder import RunFolder
 from adt_fast.trainer import Trainer
 
@@ -634,6 +638,126 @@ def same(one: Any, other: Any) -> bool:
     return one == other
 
 
+# ---- Runs --------------------------------------------------------------------------------------------------------
+
+RUN_SETTINGS = dict(
+    dataset="digits", method="adt-exp", model="wrn-10-1", steps=1, samples=1, train_limit=24, test_limit=4,
+    validation_images=8, validation_attack="fgsm", batch_size=8, epochs=2, ema_decay=0.9, seed=1, device="cpu",
+)  # fmt: skip
+
+
+@cache
+def run_data() -> Any:
+    return load_run_data(TrainConfig(**RUN_SETTINGS).resolved())
+
+
+def run_in(folder: Path, **options: Any) -> experiment.TrainingRun:
+    """The run whose folder that is; its images are read once."""
+    read, experiment.load_run_data = experiment.load_run_data, lambda config: run_data()
+    try:
+        return experiment.TrainingRun(TrainConfig(**RUN_SETTINGS, output=folder), **options)
+    finally:
+        experiment.load_run_data = read
+
+
+@cache
+def whole_run_folder(is_finished: bool) -> dict[str, bytes]:
+    """The files of a run that has one minibatch to go, or none and is tested."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, steps = Path(name) / "run", 0
+        run = run_in(folder, save_every=0)
+        save = run._save
+
+        def save_and_stop() -> None:
+            nonlocal steps
+            save()
+            steps += 1
+            if steps == 3 and not is_finished:
+                raise _Stop
+
+        run._save = save_and_stop
+        with suppress(_Stop):
+            run.train(progress=False)
+            run.evaluate()
+        run.close()
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@cache
+def run_states() -> tuple[dict[str, Any], ...]:
+    """Of the run with one minibatch to go: as one process saves it, and as three do."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "last.safetensors"
+        path.write_bytes(whole_run_folder(False)[path.name])
+        state = RunCheckpoint(path.parent).load()
+    shared = copied(state)
+    shared["trainer"]["processes"] *= 3
+    return state, shared
+
+
+def hostile_run_state(rng: Random) -> Case:
+    """Another state of the run, under a checksum that is right."""
+    done, state = altered(rng, rng.choice(run_states()), hostile_leaf)
+    with suppress(RecursionError, TypeError):
+        tensors, structure = pack_state(state)
+        return f"sealed: {done}", sealed(tensors, {"training_run": structure, "versions": {}})
+    return "sealed: nothing", sealed({}, {"training_run": None, "versions": {}})
+
+
+def hostile_best(rng: Random) -> Case:
+    whole = whole_run_folder(True)["best.safetensors"]
+    if rng.random() < 0.2:
+        return damaged(rng, whole)
+    header = json.loads(json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]["adt_fast"])
+    tensors, metadata = safetensors.torch.load(whole), header["metadata"]
+    if rng.random() < 0.3:
+        done, metadata["extra"] = altered(rng, metadata["extra"])
+    else:
+        done, metadata["extra"]["validation"] = altered(rng, metadata["extra"]["validation"])
+    return f"sealed: {done}", sealed(tensors, metadata)
+
+
+def hostile_tests(rng: Random) -> Case:
+    lines = whole_run_folder(True)["metrics.jsonl"].splitlines(keepends=True)
+    if rng.random() < 0.3:
+        return damaged(rng, b"".join(lines))
+    done, event = altered(rng, json.loads(lines[-1]))
+    with suppress(RecursionError, UnicodeEncodeError):
+        lines[-1] = json.dumps(event).encode() + b"\n"
+    return done, b"".join(lines)
+
+
+def read_run_folder(path: Path) -> Any:
+    """Resumes the run of which a file is another one, and goes on to its end; what is refused has changed no file."""
+    hostile, is_finished = path.read_bytes(), path.name != "last.safetensors"
+    folder = path.parent / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in (whole_run_folder(is_finished) | {path.name: hostile}).items():
+        (folder / name).write_bytes(content)
+    (folder / "last.previous.safetensors").unlink(missing_ok=True)  # it would stand in for one that is damaged
+    before = contents(folder)
+    try:
+        run = run_in(folder, resume=True)
+    except (OSError, ValueError):
+        assert contents(folder) == before, "what was refused has changed the folder"
+        raise
+    with suppress(FloatingPointError):  # NaN among the weights is a state like others
+        run.train(progress=False)
+        if not is_finished:
+            run.evaluate()
+    run.close()
+    return None
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK_NAME}
+
+
 @cache
 def outcome_parts() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     tensors = {"examples.natural": torch.zeros(2, 1, 3, 3)}
@@ -880,6 +1004,91 @@ def bomb_of_zeros() -> bytes:
     return gzip.compress(bytes(1 << 26), 1) * 32
 
 
+NPZ_IMAGES, NPZ_LABELS = np.arange(3 * 4 * 5 * 3, dtype=np.uint8).reshape(3, 4, 5, 3), np.array([0, 9, 4])
+
+
+@cache
+def npz_like() -> ImageData:
+    return ImageData(torch.zeros(1, 3, 4, 5, dtype=torch.uint8), torch.tensor([0]), 10, "like", (0.5,) * 3, (0.2,) * 3)
+
+
+@cache
+def whole_npz() -> tuple[bytes, ...]:
+    files = []
+    for save in (np.savez, np.savez_compressed):
+        save(target := io.BytesIO(), image=NPZ_IMAGES, label=NPZ_LABELS, more=np.zeros(3))
+        files.append(target.getvalue())
+    return tuple(files)
+
+
+def hostile_npz(rng: Random) -> Case:
+    """Damage; headers and members under zip's checksum; sizes that are not there."""
+    if rng.random() < 0.4:
+        return damaged(rng, rng.choice(whole_npz()), rng.choice(whole_npz()))
+    members = {"image.npy": npy_bytes(NPZ_IMAGES), "label.npy": npy_bytes(NPZ_LABELS)}
+    name, array = rng.choice((("image.npy", NPZ_IMAGES), ("label.npy", NPZ_LABELS)))
+    done = rng.choice(("header", "array", "member", "gone", "twice", "pickle", "bomb", "claim"))
+    if done == "header":
+        shape = rng.choice((array.shape, array.shape[::-1], (2**40, *array.shape[1:]), (-3,), (3.0,), (2**64,) * 3, (),
+                            (True,), "x" * 9000, None, (1,) * 3000))  # fmt: skip
+        descr = rng.choice(("|u1", "<i8", ">i8", "|O", "<f8", "<U9", "|V7", ("|u1", (2**30,)), [("a", "|u1")], "m8[s]",
+                            array.dtype.str, array.dtype.str, "?", None, 3))  # fmt: skip
+        text = repr({"descr": descr, "fortran_order": rng.choice((False, False, True, 3)), "shape": shape}).encode()
+        text = rng.choice((text, text, text, b"__import__('os').system('touch executed')", b"(" * 5000, b"-" * 9000))
+        size = rng.choice((len(text), len(text), len(text), 0, 2**16 - 1)) % 2**16
+        members[name] = b"\x93NUMPY\x01\0" + struct.pack("<H", size) + text + array.tobytes()
+    elif done == "array":
+        members[name] = npy_bytes(rng.choice((
+            array[:-1], array[None], array / 7, np.full(array.shape, math.nan), array.astype(np.int16), array[:0],
+            np.array([2**64 - 1] * 3, np.uint64), array + 1, array.astype(np.int64) - 10, array.astype(">i4"),
+            array > 3, np.array(["x"] * 3), np.uint8(3), np.asfortranarray(array),
+        )))  # fmt: skip
+    elif done == "member":
+        members[name] = damaged(rng, members[name])[1]
+    elif done == "gone":
+        del members[name]
+    elif done == "pickle":
+        program = hostile_program(rng, EXECUTED)
+        header = repr({"descr": "|O", "fortran_order": False, "shape": array.shape}).encode()
+        members[name] = rng.choice((
+            program, b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + program))  # fmt: skip
+    elif done == "bomb":
+        members[name] += bytes(1 << 21)
+    target = io.BytesIO()
+    method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))
+    with zipfile.ZipFile(target, "w", method, compresslevel=1) as archive, warnings.catch_warnings(action="ignore"):
+        for member, content in members.items():
+            archive.writestr(member, content)
+            if done == "twice" and member == name:
+                archive.writestr(member, damaged(rng, content)[1])
+    content = bytearray(target.getvalue())
+    if done == "claim":  # sizes in the archive's directory
+        entry = content.rfind(b"PK\x01\x02", 0, content.rfind(name.encode()))
+        for place in rng.choice(((20,), (24,), (20, 24), (42,))):
+            struct.pack_into("<I", content, entry + place, rng.choice((0, 1, 2**20, 2**31, 3 * 10**9, 2**32 - 1)))
+    return done, bytes(content)
+
+
+def npy_bytes(array: Any) -> bytes:
+    np.save(target := io.BytesIO(), array)
+    return target.getvalue()
+
+
+def read_npz(path: Path) -> ImageData:
+    return load_npz(path, npz_like())
+
+
+def has_whole_images(done: str, data: ImageData) -> bool:
+    """What is damaged is under zip's checksum; other arrays are such images at least."""
+    if data.images.shape[1:] != (3, 4, 5) or data.images.dtype != torch.uint8 or data.labels.dtype != torch.int64 or \
+            len(data.images) != len(data.labels) or not ((data.labels >= 0) & (data.labels < 10)).all():  # fmt: skip
+        return False
+    altered_on_purpose = done in ("header", "array", "member", "twice")
+    return altered_on_purpose or (
+        np.array_equal(data.images.permute(0, 2, 3, 1), NPZ_IMAGES) and data.labels.tolist() == NPZ_LABELS.tolist()
+    )
+
+
 def hostile_matlab(rng: Random) -> Case:
     whole = rng.choice(whole_matlab())
     return damaged(rng, whole, rng.choice(whole_matlab()))
@@ -920,6 +1129,9 @@ KINDS = {
     "torch legacy": Kind("case.pt", hostile_torch_legacy, load_model),
     "pickle": Kind("case.pt", hostile_pickle, load_model),
     "run": Kind("last.safetensors", lambda rng: hostile_checkpoint(rng, whole_runs(), run_parts), read_run),
+    "resumed run": Kind("last.safetensors", hostile_run_state, read_run_folder, named="|metrics.jsonl"),
+    "best model": Kind("best.safetensors", hostile_best, read_run_folder),
+    "logged tests": Kind("metrics.jsonl", hostile_tests, read_run_folder),
     "joint training": Kind(
         "maximizer.safetensors", lambda rng: hostile_checkpoint(rng, whole_joints(), joint_parts), read_joint
     ),
@@ -930,6 +1142,7 @@ KINDS = {
     "metrics": Kind("metrics.jsonl", hostile_metrics, read_metrics),
     "cifar": Kind("test_batch", hostile_cifar, read_cifar, has_valid_data),
     "cifar archive": Kind("cifar-10-python.tar.gz", hostile_archive, read_cifar_archive, has_valid_data),
+    "npz": Kind("case.npz", hostile_npz, read_npz, has_whole_images),
     "svhn": Kind("test_32x32.mat", hostile_matlab, read_matlab, has_valid_data),
 }  # fmt: skip
 
@@ -1037,11 +1250,12 @@ def forked(name: str, first: int, count: int, folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    """Sweeps what stdin has, a JSON list of [kind, first, count], and prints as many results."""
+    """Sweeps what stdin has, a JSON list of [kind, first, count], and prints as many results, a line each."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     jobs = json.load(sys.stdin)
-    print(json.dumps([forked(*job, folder / str(number)) for number, job in enumerate(jobs)]))
+    for number, job in enumerate(jobs):
+        print(json.dumps(forked(*job, folder / str(number))), flush=True)
 
 
 if __name__ == "__main__":

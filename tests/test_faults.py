@@ -9,6 +9,7 @@ import builtins
 import copy
 import errno
 import io
+import json
 import math
 import os
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from plain_adt import TinyClassifier, tiny_batch
@@ -23,10 +25,12 @@ from torch import nn
 
 from adt_fast import NoiseStream, cli, evaluation
 from adt_fast.attacks import EXP, PGD
-from adt_fast.checkpoint import load_checkpoint, save_checkpoint
+from adt_fast.attacks.base import Attack
+from adt_fast.checkpoint import load_checkpoint, load_model, save_checkpoint
 from adt_fast.methods import create_method
 from adt_fast.run_checkpoint import RunCheckpoint
 from adt_fast.trainer import Trainer
+from adt_fast.validation import Validated
 
 pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
 
@@ -98,6 +102,22 @@ class Disk:
             return _Counting(stream, self) if "b" in mode else stream
 
         return opened
+
+
+class _Writing:
+    """A file with another way of writing."""
+
+    def __init__(self, stream: Any, write: Callable[[Any], int]) -> None:
+        self._stream, self.write = stream, write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __enter__(self) -> _Writing:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stream.close()
 
 
 class _Counting:
@@ -209,6 +229,114 @@ def test_a_run_on_a_disk_that_fails_stops_with_one_line_and_resumes(
     assert_same(load_checkpoint(tmp_path / "run" / "model.safetensors")[0], weights)
 
 
+class FullFor:
+    """A disk that is full for files of a name: from the n-th writing on, half of what is written arrives."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, writing: int) -> None:
+        self.name, self.left = name, writing
+        for owner in (builtins, io):
+            monkeypatch.setattr(owner, "open", self._opened(owner.open))
+
+    def _opened(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def opened(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+            stream = call(file, mode, *arguments, **options)
+            if self.name not in str(file) or not set(mode) & set("wax+"):
+                return stream
+            write = stream.write
+
+            def half_written(content: Any) -> int:
+                self.left -= 1
+                if self.left >= 0:
+                    return write(content)
+                write(content[: len(content) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # which names no file
+
+            return _Writing(stream, half_written)
+
+        return opened
+
+
+VALIDATED = [*TRAIN, "--validation-images", "8", "--validation-attack", "fgsm", "--save-every", "0",
+             "--ema-decay", "0.9"]  # fmt: skip
+
+
+def results_of(run: Path) -> list[Any]:
+    """Models, and metrics without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{name: value for name, value in line.items() if name not in ("time", "seconds")} for line in lines]
+    return [metrics, *(load_checkpoint(run / name)[0] for name in ("model.safetensors", "best.safetensors"))]
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with validation that no disk has stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("validated"))
+        patch.setattr(Validated, "is_better_than", lambda *_: True)
+        torch.set_num_threads(1)
+        assert cli.main(VALIDATED) == 0
+        return Path("run").absolute()
+
+
+@pytest.mark.parametrize(
+    ("name", "writing", "epochs_saved"),
+    [("best.safetensors", 0, 0), ("best.safetensors", 1, 1), ("metrics.jsonl", 0, 0), ("metrics.jsonl", 1, 0),
+     ("metrics.jsonl", 2, 1), ("metrics.jsonl", 3, 1), ("metrics.jsonl", 4, None), ("metrics.jsonl", 5, None),
+     ("last.safetensors", 3, 1), ("model.safetensors", 0, 2)],
+)  # fmt: skip
+def test_a_disk_that_is_full_for_one_file_of_a_run_costs_nothing_that_was_saved(
+    name: str, writing: int, epochs_saved: int | None, validated: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = Path("run")
+    monkeypatch.setattr(Validated, "is_better_than", lambda *_: True)  # every epoch writes the best model
+    with monkeypatch.context() as patch:
+        FullFor(patch, name, writing)
+        assert status_of(VALIDATED) == 1
+    told = capsys.readouterr().err
+    assert f"error: [Errno {errno.ENOSPC}]" in told and name in told and "Traceback" not in told
+    assert not list(run.glob(".*.tmp"))
+    if name == "best.safetensors" and writing:
+        assert load_model(run / name)[1]["extra"]["validation"]["epoch"] == writing  # the one before
+    state = RunCheckpoint(run).load()
+    if epochs_saved is None:  # after training, whose result is there
+        assert state is None and load_checkpoint(run / "model.safetensors")
+    else:
+        progress = state["trainer"]["fit"]["progress"]
+        assert len(progress["results"]) == epochs_saved and (progress["sums"]["batches"] > 0 or epochs_saved == 2)
+    assert status_of([*VALIDATED, "--resume"]) == 0
+    assert_same(results_of(run), results_of(validated))
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "report.json", "report.md", "report.html"])
+def test_a_disk_that_is_full_for_a_report_costs_no_attack(
+    name: str, validated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "report.html":
+        pytest.importorskip("matplotlib")
+        pytest.importorskip("jinja2")
+    words = ["evaluate", str(validated), "--attacks", "fgsm,pgd-2", "--test-limit", "8", "--device", "cpu"]
+    assert cli.main([*words, "--output", "undisturbed"]) == 0
+    files = sorted(path.name for path in Path("undisturbed").glob("[!.]*"))
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        FullFor(patch, name, 0)
+        assert status_of([*words, "--output", "report"]) == 1
+    told = capsys.readouterr().err
+    assert f"error: [Errno {errno.ENOSPC}]" in told and name in told and "Traceback" not in told
+    there = {path.name for path in Path("report").glob("*")} - {".lock"}
+    assert name not in there and there <= set(files)
+    before = [f for f in ("state.safetensors", "report.json", "report.md", "report.html") if f in files]
+    assert there == set(before[: before.index(name)])
+    with monkeypatch.context() as patch:
+        if there:
+            patch.setattr(Attack, "__call__", lambda *_: pytest.fail("attacked again"))
+        assert status_of([*words, "--output", "report", *(["--resume"] if there else [])]) == 0
+    for file in files:
+        if file != "state.safetensors":
+            assert (Path("report") / file).read_bytes() == (Path("undisturbed") / file).read_bytes()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 256 KiB, where this process may mount one."""
@@ -278,6 +406,42 @@ def test_bad_batches_change_nothing(flaw: str) -> None:
                     call(*bad)
             assert attack.noise.state_dict() == noise
         assert_same(state_of(trainer), before)
+
+
+IMAGES = (np.arange(3 * 64) % 256).astype(np.uint8).reshape(3, 8, 8, 1)
+LABELS = np.array([0, 9, 3])
+BAD_EXTRA_DATA: dict[str, tuple[Any, str]] = {
+    "label too large": ({"label": LABELS + 1}, "'label' must be from 0 to 9, got 1 to 10"),
+    "label below 0": ({"label": LABELS - 1}, "'label' must be from 0 to 9, got -1 to 8"),
+    "NaN label": ({"label": np.array([0, NAN, 1])}, "'label' must be an array of integers"),
+    "a label less": ({"label": LABELS[1:]}, "'label' must be an array of integers [3]"),
+    "NaN": ({"image": np.full(IMAGES.shape, NAN)}, "'image' must be a uint8 array"),
+    "in [0, 1]": ({"image": (IMAGES / 255).astype(np.float32)}, "'image' must be a uint8 array"),
+    "of another size": ({"image": IMAGES[:, 1:]}, "'image' must be a uint8 array [N, 8, 8, 1]"),
+    "none": ({"image": IMAGES[:0], "label": LABELS[:0]}, "N of at least 1"),
+    "pickled": ({"label": np.array([0, "x", None], dtype=object)}, "'label' must be an array of integers"),
+    "without labels": ({"label": None}, "'label' is missing"),
+    "cut short": (300, "damaged"),
+    "missing": (None, "No such file"),
+}
+
+
+@pytest.mark.parametrize("flaw", BAD_EXTRA_DATA)
+def test_bad_extra_data_are_told_in_a_line_before_a_folder_is_made(
+    flaw: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, told = BAD_EXTRA_DATA[flaw]
+    arrays = {"image": IMAGES, "label": LABELS} | (changes if isinstance(changes, dict) else {})
+    path = Path("made.npz")
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    if changes is None:
+        path.unlink()
+    elif isinstance(changes, int):
+        path.write_bytes(path.read_bytes()[:changes])
+    assert status_of([*TRAIN, "--dataset", "digits", "--extra-data", str(path)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 1 and not Path("run").exists()
+    assert said.err.startswith("adt-fast: error: ") and str(path) in said.err and told in said.err
 
 
 def test_a_bad_batch_after_a_good_one_leaves_what_the_good_one_gave() -> None:

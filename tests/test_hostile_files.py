@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,31 +19,38 @@ import hostile_files
 import pytest
 
 COUNTS = {
-    "checkpoint": 1600, "model": 300, "foreign model": 200, "torch zip": 1000, "torch legacy": 250, "pickle": 1400,
-    "run": 600, "joint training": 70, "trainer state": 600, "outcomes": 600, "config": 700, "metrics": 700,
-    "cifar": 1300, "cifar archive": 300, "svhn": 700,
+    "checkpoint": 1600, "model": 300, "foreign model": 150, "torch zip": 1000, "torch legacy": 200, "pickle": 1400,
+    "run": 450, "resumed run": 40, "best model": 16, "logged tests": 24, "joint training": 50, "trainer state": 400,
+    "outcomes": 600, "config": 550, "metrics": 700, "cifar": 1100, "cifar archive": 300, "npz": 1400, "svhn": 700,
 }  # fmt: skip
 """Of each kind, as many as its cases are quick."""
-MILLION = 10**6
+MILLION, PARTS = 10**6, 20
 
 
 Job = tuple[str, int, int]
 """Kind, first case, number of cases."""
 
 
-def swept(jobs: list[Job], folder: Path) -> list[dict[str, Any]]:
-    """What became of them."""
+def swept(jobs: list[Job], folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of one job after the other, as each ends: the kind, and what became of its files."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, hostile_files.__file__, str(folder)]
-    result = subprocess.run(command, input=json.dumps(jobs), env=environment, stdout=subprocess.PIPE, text=True)
-    assert result.returncode == 0
-    return json.loads(result.stdout)
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        process.stdin.write(json.dumps(jobs))
+        process.stdin.close()
+        yield from ((job[0], json.loads(line)) for job, line in zip(jobs, process.stdout, strict=True))
+    assert process.returncode == 0
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     jobs = [(kind, 0, count) for kind, count in COUNTS.items()]
-    return dict(zip(COUNTS, swept(jobs, tmp_path_factory.mktemp("sweep"))))
+    return dict(swept(jobs, tmp_path_factory.mktemp("sweep")))
+
+
+def files_in(result: dict[str, Any]) -> int:
+    return sum(result["counts"].values())
 
 
 def told(kind: str, result: dict[str, Any]) -> str:
@@ -51,7 +59,7 @@ def told(kind: str, result: dict[str, Any]) -> str:
     for name, count in result["counts"].items():
         deed, _, end = name.rpartition(": ")
         deeds.setdefault(deed, Counter())[end] += count
-    lines = [f"{sum(result['counts'].values())} files of the kind {kind!r} in {result['seconds']:.1f} s"]
+    lines = [f"{files_in(result):,} files of the kind {kind!r} in {result['seconds']:.1f} s"]
     lines += [f"    {deed}: " + ", ".join(f"{count} {end}" for end, count in ends.items())
               for deed, ends in sorted(deeds.items())]  # fmt: skip
     return "\n".join(lines)
@@ -70,35 +78,50 @@ def test_hostile_files_are_refused_by_name_or_read_as_they_were_saved(
     print(told(kind, result))
     assert not result["findings"], f"case, what was done to the file, what it came to: {result['findings'][:9]}"
     refused = sum(count for name, count in result["counts"].items() if name.endswith(": refused"))
-    assert sum(result["counts"].values()) == COUNTS[kind] and refused > COUNTS[kind] // 4, told(kind, result)
+    assert files_in(result) == COUNTS[kind] and refused > COUNTS[kind] // 4, told(kind, result)
+
+
+def jobs_of_part(part: int) -> list[Job]:
+    """Of a million other files than those above, in the same proportions, those of a part: some thousands a job."""
+    jobs = []
+    for kind, share in COUNTS.items():
+        total = share * MILLION // sum(COUNTS.values()) + 1
+        first, end = (COUNTS[kind] + total * number // PARTS for number in (part - 1, part))
+        jobs += [(kind, start, min(2000, end - start)) for start in range(first, end, 2000)]
+    return jobs
+
+
+def test_the_parts_have_a_million_files_together_each_once_and_none_of_those_above() -> None:
+    cases = [(kind, index) for part in range(1, PARTS + 1) for kind, first, count in jobs_of_part(part)
+             for index in range(first, first + count)]  # fmt: skip
+    assert len(cases) >= MILLION and len(set(cases)) == len(cases)
+    assert all(index >= COUNTS[kind] for kind, index in cases)
 
 
 @pytest.mark.slow
-def test_a_million_hostile_files(tmp_path: Path) -> None:
-    """Other cases than those above, of each kind in the same proportions; a shard has some thousands."""
-    shards: list[Job] = []
-    for kind, share in COUNTS.items():
-        total = share * MILLION // sum(COUNTS.values()) + 1
-        shards += [(kind, first, min(5000, COUNTS[kind] + total - first))
-                   for first in range(COUNTS[kind], COUNTS[kind] + total, 5000)]  # fmt: skip
-
+@pytest.mark.parametrize("part", range(1, PARTS + 1), ids=lambda part: f"part-{part}-of-{PARTS}")
+def test_a_million_hostile_files(part: int, tmp_path: Path) -> None:
+    """``-m slow -s`` shows how far it has come, and with ``-k part-7-of`` it is that part alone."""
+    jobs = jobs_of_part(part)
+    total = sum(count for _, _, count in jobs)
     workers = os.cpu_count() or 1
-    together: dict[str, dict[str, Any]] = {
-        kind: {"counts": Counter(), "findings": [], "seconds": 0.0} for kind in COUNTS
-    }
+    kinds: dict[str, dict[str, Any]] = {kind: {"counts": Counter(), "findings": [], "seconds": 0.0} for kind in COUNTS}
+
+    def work(worker: int) -> None:
+        for kind, result in swept(jobs[worker::workers], tmp_path / str(worker)):
+            kinds[kind]["counts"].update(result["counts"])
+            kinds[kind]["findings"] += result["findings"]
+            kinds[kind]["seconds"] += result["seconds"]
+            done, found = (sum(map(size, kinds.values())) for size in (files_in, lambda one: len(one["findings"])))
+            print(f"part {part} of {PARTS}: {done:,} of {total:,} files, {found} findings", flush=True)
+
     with ThreadPoolExecutor(workers) as pool:
-        parts = [(shards[worker::workers], tmp_path / str(worker)) for worker in range(workers)]
-        swept_parts = pool.map(swept, *zip(*parts))
-    for (jobs, _), part in zip(parts, swept_parts):
-        for (kind, _, _), result in zip(jobs, part):
-            together[kind]["counts"].update(result["counts"])
-            together[kind]["findings"] += result["findings"]
-            together[kind]["seconds"] += result["seconds"]
-    for kind, result in together.items():
+        list(pool.map(work, range(workers)))
+    for kind, result in kinds.items():
         print(told(kind, result))
-    findings = {kind: result["findings"][:20] for kind, result in together.items() if result["findings"]}
+    findings = {kind: result["findings"][:20] for kind, result in kinds.items() if result["findings"]}
     assert not findings, f"case, what was done to the file, what it came to: {findings}"
-    assert sum(sum(result["counts"].values()) for result in together.values()) >= MILLION
+    assert sum(map(files_in, kinds.values())) == total
 
 
 @pytest.mark.parametrize(

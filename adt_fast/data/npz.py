@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
+from .._checks import shown
 from .images import DataError, ImageData, check_limit
 
 _CHUNK_BYTES = 1 << 24
 _MOST_HEADER_BYTES = 10_000  # NumPy's own limit
+_LONGEST_REASON = 500  # characters; NumPy's messages quote the header
 # What NumPy writes. A byte of deflate's holds at most 1032 bytes, so a longer array than that is not in the file.
 _MOST_EXPANSION = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 _READ_HEADER = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -31,7 +33,7 @@ class _Array(NamedTuple):
     dtype: np.dtype
 
     def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
+        return f"{str(self.dtype)[:200]} {shown(list(self.shape))}"
 
 
 def load_npz(path: str | os.PathLike[str], like: ImageData, limit: int | None = None) -> ImageData:
@@ -54,10 +56,11 @@ def load_npz(path: str | os.PathLike[str], like: ImageData, limit: int | None = 
     with open(path, "rb") as file:
         try:
             images, labels = _read(file, path, like, limit)
-        except DataError:
+        except (DataError, MemoryError):  # images that are more than the memory are not damaged
             raise
         except Exception as error:  # a damaged file raises nearly anything
-            raise DataError(f"{path} is damaged, or no .npz file ({type(error).__name__}: {error})") from error
+            reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+            raise DataError(f"{path} is damaged, or no .npz file ({reason})") from error
     return ImageData(images, labels, like.num_classes, path.stem, like.mean, like.std)
 
 
@@ -95,7 +98,10 @@ def _read_header(archive: zipfile.ZipFile, name: str, path: Path) -> _Array:
     version = npy.read_magic(start)
     if version not in _READ_HEADER:
         raise DataError(f"{path}: '{name}' must be in version 1.0 or 2.0 of the npy format, got {version}")
-    shape, is_fortran, dtype = _READ_HEADER[version](start, max_header_size=_MOST_HEADER_BYTES)
+    try:
+        shape, is_fortran, dtype = _READ_HEADER[version](start, max_header_size=_MOST_HEADER_BYTES)
+    except MemoryError as error:  # Python's parser, of its own stack
+        raise DataError(f"{path} is damaged: the header of '{name}' is nested too deep") from error
     if is_fortran:
         raise DataError(f"{path}: '{name}' must be in C order, got Fortran's; save np.ascontiguousarray({name})")
     return _Array(member, start.tell(), shape, dtype)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .._checks import check_int
+from .._state_checks import check_keys
 from ..model_state import check_model, device_of, model_mode
 from .batches import Batches, checked_batches, in_batches
 
@@ -29,6 +30,15 @@ class Accuracy:
 
     def __str__(self) -> str:
         return f"{float(self):.2%}"
+
+
+def accuracy_from_state(what: str, state: object) -> Accuracy:
+    """The accuracy that was saved as a dict. Raises TypeError or ValueError where it is none. what: its name in
+    messages."""
+    check_keys(what, state, ("correct", "total"))
+    check_int(f"total of {what}", state["total"], 1, 2**63)
+    check_int(f"correct of {what}", state["correct"], 0, state["total"] + 1)
+    return Accuracy(**state)
 
 
 def evaluate_accuracy(
