@@ -14,6 +14,7 @@ from ._checks import shown
 
 # What optimizers of PyTorch keep for each parameter, element by element.
 _LIKE_ITS_PARAMETER = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+_LEFT_OPEN = ("foreach", "fused")  # which PyTorch decides where they are None
 _OF_ADAM = {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -48,7 +49,7 @@ def check_optimizer_state(name: str, optimizer: Optimizer, state: object) -> Non
         if lacking := [option for option in mine if option not in theirs]:
             raise ValueError(f"state of the {name}'s optimizer lacks {', '.join(lacking)}")
         for option, value in mine.items():
-            if option != "params" and not alike(value, theirs[option]):
+            if option != "params" and not alike(None if option in _LEFT_OPEN else value, theirs[option]):
                 raise ValueError(f"state of the {name}'s optimizer has {option}={shown(theirs[option])}, and this one "
                                  f"{shown(value)}, another kind of value")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -72,7 +73,7 @@ def check_optimizer_state(name: str, optimizer: Optimizer, state: object) -> Non
 def alike(mine: object, theirs: object) -> bool:
     """Whether a saved setting is of the kind of the present one: a number for a number, as many for as many, ..."""
     if mine is None or isinstance(mine, bool):
-        return theirs is None or isinstance(theirs, bool)
+        return isinstance(theirs, bool) or (mine is None and theirs is None)
     if isinstance(mine, (int, float)):
         return is_number(theirs)
     if isinstance(mine, (list, tuple)):

@@ -29,7 +29,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import getitem
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -699,8 +700,28 @@ def run_states() -> tuple[dict[str, Any], ...]:
     return state, shared
 
 
+UNFIT: tuple[tuple[tuple[Any, ...], Any], ...] = (
+    (("trainer", "fit"), None), (("trainer", "average"), None), (("trainer", "average", "steps"), -1),
+    (("trainer", "processes"), []), (("trainer", "processes"), None), (("trainer", "processes", 0, "engine"), None),
+    (("trainer", "fit", "scheduler"), None), (("trainer", "fit", "scheduler", "last_epoch"), "x"),
+    (("trainer", "fit", "progress", "settings", "epochs"), 3), (("trainer", "fit", "progress", "sums", "batches"), 2),
+    (("trainer", "optimizer", "state", "state", 0), {}),
+    (("trainer", "optimizer", "state", "param_groups", 0, "maximize"), None), (("validation",), None),
+    (("validation", "best", "natural", "total"), 0), (("validation", "best", "robust", "correct"), 9),
+    (("metrics_length",), -1), (("metrics_length",), 1), (("metrics_length",), 10**6), (("agreements_logged",), -1),
+    (("config",), None), (("config", "seed"), 2), (("config", "seed"), torch.ones(2)),
+)  # fmt: skip
+"""Places in a run's state, and what nothing can go on from there."""
+
+
 def hostile_run_state(rng: Random) -> Case:
     """Another state of the run, under a checksum that is right."""
+    if rng.random() < 0.4:
+        state = copied(rng.choice(run_states()))
+        (*way, key), value = rng.choice(UNFIT)
+        reduce(getitem, way, state)[key] = value
+        tensors, structure = pack_state(state)
+        return "unfit", sealed(tensors, {"training_run": structure, "versions": {}})
     done, state = altered(rng, rng.choice(run_states()), hostile_leaf)
     with suppress(RecursionError, TypeError):
         tensors, structure = pack_state(state)
@@ -1129,7 +1150,8 @@ KINDS = {
     "torch legacy": Kind("case.pt", hostile_torch_legacy, load_model),
     "pickle": Kind("case.pt", hostile_pickle, load_model),
     "run": Kind("last.safetensors", lambda rng: hostile_checkpoint(rng, whole_runs(), run_parts), read_run),
-    "resumed run": Kind("last.safetensors", hostile_run_state, read_run_folder, named="|metrics.jsonl"),
+    "resumed run": Kind("last.safetensors", hostile_run_state, read_run_folder,
+                        lambda done, value: done != "unfit", named="|metrics.jsonl"),
     "best model": Kind("best.safetensors", hostile_best, read_run_folder),
     "logged tests": Kind("metrics.jsonl", hostile_tests, read_run_folder),
     "joint training": Kind(
