@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._checks import check_bool, check_int, check_not_negative, shown
-from ._state_checks import check_keys, check_network_state
+from ._checks import check_bool, check_int, check_not_negative
 from ._stop_signals import postponed_stop
 from ._trainer_state import check_scheduler_state
-from .checkpoint import CheckpointError, load_model, save_model
+from .checkpoint import load_model, save_model
 from .config import TrainConfig
-from .config_files import check_same_settings, load_config_file
 from .data import ImageData
 from .evaluation import Accuracy, evaluate
-from .evaluation.accuracy import accuracy_from_state
 from .fit_progress import FitProgress, FitSettings
 from .loggers import TensorBoardLogger, WandbLogger
 from .models import create_model
 from .processes import Processes, local_device
 from .run_checkpoint import RunCheckpoint
 from .run_data import load_run_data
-from .run_folder import RunFolder, recorded_config
+from .run_folder import RunFolder
+from .run_found import accuracies_of, found_in, resumed_settings, told_of
 from .run_trainer import create_trainer
 from .schedules import create_schedule
 from .trainer import EpochResult
@@ -36,8 +33,6 @@ from .validation import Validated, Validation
 
 DEFAULT_SAVE_EVERY = 300.0
 """Seconds between two saves within an epoch."""
-
-_STATE_KEYS = ("config", "trainer", "validation", "agreements_logged", "metrics_length")
 
 CLOSING_ATTACKS = "pgd-20"
 """What a trained model is tested with at the end: 20 steps of size epsilon / 4 from a random start (Section 5.2)."""
@@ -80,7 +75,7 @@ class TrainingRun:
         with processes.all_or_none():
             check_bool("resume", resume)
             check_not_negative("save_every", save_every)
-            self.config = config = _resumed_settings(config) if resume else config.resolved()
+            self.config = config = resumed_settings(config) if resume else config.resolved()
             self.device = local_device(torch.device(config.device))
             self._check_loggers()
         self._save_every = save_every
@@ -271,12 +266,15 @@ class TrainingRun:
     def _resume(self) -> None:
         """Goes to where the run was saved last: to its end, into its training, or to its beginning."""
         with self.processes.all_or_none():
-            found = None if self.folder is None else self._found(self.folder)
+            found = None
+            if self.folder is not None:
+                found = found_in(self.folder, self._checkpoint, self.config, self.trainer, self.validation)
+                self.warnings += self._checkpoint.warnings
         found = self.processes.from_first(found)
         state, model = found["state"], found["model"]
         with self.processes.all_or_none():
             if state is not None:
-                with _told_of(found["path"]):
+                with told_of(found["path"]):
                     self._load_state(state)
             elif model is not None:
                 self.trained_model.load_state_dict(model)
@@ -285,7 +283,7 @@ class TrainingRun:
                 self.is_trained = True
                 if self.validation is not None:
                     self.validation.load_state_dict(found["validation"])
-                self.results, self.best_results = map(_accuracies, found["tests"])
+                self.results, self.best_results = map(accuracies_of, found["tests"])
                 is_tested = self.results and (self.validation is None or self.best_results)
                 self.stands_at = "the end" if is_tested else "the test of the trained model"
         with self.processes.all_or_none():  # the first change in the folder, when all processes have what they need
@@ -329,44 +327,6 @@ class TrainingRun:
         scheduler = create_schedule(self.config.schedule, self.trainer.optimizer, epochs=epochs, batches=batches)
         return {"epochs": epochs, "scheduler": scheduler, "schedule_every": "step"}
 
-    def _found(self, folder: RunFolder) -> dict[str, Any]:
-        """What the folder has of the run, checked as far as that needs no trainer."""
-        state = self._checkpoint.load()
-        self.warnings += self._checkpoint.warnings
-        path = str(self._checkpoint.loaded_from)
-        found = {"state": state, "path": path, "model": None, "metrics_length": 0}
-        if state is not None:
-            with _told_of(path):
-                check_keys("state of the run", state, _STATE_KEYS)
-                config = state["config"]
-                if not isinstance(config, dict) or any(isinstance(value, torch.Tensor) for value in config.values()):
-                    raise ValueError(f"config of the state must be a dict of plain values, got {shown(config)}")
-                check_int("metrics_length", state["metrics_length"], 0, 2**63)
-            check_same_settings(self.config, state["config"], path)
-            found["metrics_length"] = state["metrics_length"]
-        elif folder.checkpoint.exists():
-            model, _ = load_model(folder.checkpoint, model_name=self.config.model)
-            joint = self.trainer.method.joint
-            with _told_of(folder.checkpoint):
-                check_network_state("model", self.trained_model.state_dict(), model.state_dict())
-            found |= {"model": model.state_dict(), "metrics_length": None, "joint": None}
-            if joint is not None:
-                joint.load(folder.maximizer)
-                found["joint"] = joint.state_dict()
-            if self.validation is not None:
-                found["validation"] = {"best": _validation_of(folder.best)}
-                with _told_of(folder.best):
-                    self.validation.load_state_dict(found["validation"])
-            tests = {str(event.get("checkpoint")): event for event in folder.events("test")}
-            found["tests"] = [tests.get(path.name) for path in (folder.checkpoint, folder.best)]
-            with _told_of(folder.metrics):
-                list(map(_accuracies, found["tests"]))
-        elif len(folder.events("epoch")) > 1:
-            raise CheckpointError(f"{folder.path} has the metrics of a run, but neither its state, "
-                                  f"{self._checkpoint.path.name}, nor its model. Begin again, in another folder")
-        # Otherwise it was killed before its first save, which follows the log of the first epoch.
-        return found
-
     def _warn_of_other_processes(self, saved: int) -> None:
         if saved != self.processes.size:
             self.warnings.append(f"the run was saved by {saved} processes, and goes on with {self.processes.size}: "
@@ -409,47 +369,6 @@ class TrainingRun:
             for agreement in engine.guard.history[self._agreements_logged :]:
                 self._log("precision", **agreement._asdict())
             self._agreements_logged = len(engine.guard.history)
-
-
-def _resumed_settings(config: TrainConfig) -> TrainConfig:
-    """The settings of the run to be resumed, which those given must not differ from."""
-    if config.output is None:
-        raise ValueError("output must be given to resume a run: its folder")
-    path = str(recorded_config(config.output))
-    recorded = load_config_file(path).config().resolved().as_dict()
-    for name in ("dataset", "method"):  # first: the defaults and options of others depend on them
-        check_same_settings(config, {name: recorded[name]}, path)
-    resolved = config.resolved()
-    check_same_settings(resolved, recorded, path)
-    return resolved
-
-
-def _accuracies(test: dict[str, Any] | None) -> dict[str, Accuracy] | None:
-    """Those in a logged test. Raises TypeError or ValueError where it is none."""
-    if test is None:
-        return None
-    accuracies = {name: accuracy_from_state(f"{shown(name)} of a test", value) for name, value in test.items()
-                  if isinstance(value, dict)}  # fmt: skip
-    if not accuracies:
-        raise ValueError("a test must have accuracies, it has none")
-    return accuracies
-
-
-def _validation_of(path: Path) -> dict[str, Any]:
-    """What was found of the model that was saved as the best."""
-    extra = load_model(path)[1]["extra"]
-    if not isinstance(extra, dict) or not isinstance(extra.get("validation"), dict):
-        raise CheckpointError(f"{path} is a model, but not with what its validation found")
-    return extra["validation"]
-
-
-@contextmanager
-def _told_of(path: str | Path) -> Iterator[None]:
-    """What is found wrong with the contents of a file is told with its name."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not what this run can go on from: {error}") from error
 
 
 def _model_kwargs(data: ImageData) -> dict[str, Any]:

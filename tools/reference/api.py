@@ -21,7 +21,7 @@ from .docstrings import as_prose, defined_names, documented_names, first_paragra
 INTERNAL = frozenset({
     "cli", "commands",  # docs/options.md
     "dataset_defaults", "devices", "fit_progress", "generator_attacks", "machine", "method_options", "model_state",
-    "run_checkpoint", "run_data", "run_folder", "run_trainer", "trained_model", "training_options",
+    "run_checkpoint", "run_data", "run_folder", "run_found", "run_trainer", "trained_model", "training_options",
 })  # fmt: skip
 """Modules of adt_fast that are for its own use; so are those whose names begin with an underscore."""
 
