@@ -153,7 +153,7 @@ class TrainingRun:
 
             self.trainer.fit(
                 self.train_loader,
-                **self._fit_settings(),
+                **self._fit_settings(self.trainer.optimizer),
                 callbacks=[end_epoch],
                 between_steps=lambda: save_if_due(False),
                 progress=progress,
@@ -301,7 +301,9 @@ class TrainingRun:
         fit = state["trainer"]["fit"]
         if fit is None:
             raise ValueError("state of the run must be of a fit under way, it has none")
-        progress, settings = FitProgress.from_state(fit["progress"]), self._fit_settings()
+        # A scheduler sets the rates of its optimizer and wraps its step: this one is of another, of one parameter.
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.config.learning_rate)
+        progress, settings = FitProgress.from_state(fit["progress"]), self._fit_settings(optimizer)
         progress.settings.check_same(FitSettings.of(self.train_loader, **settings))
         check_scheduler_state(settings["scheduler"], fit["scheduler"])
         self._check_momentum()
@@ -321,10 +323,10 @@ class TrainingRun:
             raise ValueError(f"state of the model's optimizer must have the momentum of every parameter, it lacks that "
                              f"of {missing[0]}")
 
-    def _fit_settings(self) -> dict[str, Any]:
-        """What the training is called with, every time with a new scheduler."""
+    def _fit_settings(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """What the training is called with, with a new scheduler of the optimizer."""
         epochs, batches = self.config.epochs, len(self.train_loader)
-        scheduler = create_schedule(self.config.schedule, self.trainer.optimizer, epochs=epochs, batches=batches)
+        scheduler = create_schedule(self.config.schedule, optimizer, epochs=epochs, batches=batches)
         return {"epochs": epochs, "scheduler": scheduler, "schedule_every": "step"}
 
     def _warn_of_other_processes(self, saved: int) -> None:
