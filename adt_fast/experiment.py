@@ -82,6 +82,7 @@ class TrainingRun:
         with processes.first_goes_first() if config.download else processes.all_or_none():
             data = load_run_data(config)
         self.test_data = data.test
+        self._extra_checksum = data.extra_checksum
         self._model_kwargs = _model_kwargs(data.train)
         with processes.all_or_none():
             self.train_loader = data.loader(config, self.device, processes)
@@ -218,6 +219,7 @@ class TrainingRun:
             "trainer": self.trainer.state_dict(),
             "validation": None if self.validation is None else self.validation.state_dict(),
             "agreements_logged": self._agreements_logged,
+            "extra_checksum": self._extra_checksum,
         }
         if self.folder is not None:
             self._checkpoint.save(state | {"metrics_length": self.folder.sync_metrics()})
@@ -297,6 +299,9 @@ class TrainingRun:
             TypeError, ValueError: if it does not fit.
         """
         check_int("agreements_logged", state["agreements_logged"], 0, 2**63)
+        if state["extra_checksum"] != self._extra_checksum:
+            raise ValueError(f"extra_data must have the images that it had when the run was saved, and "
+                             f"{self.config.extra_data} has others")
         self.trainer.load_state_dict(state["trainer"])
         fit = state["trainer"]["fit"]
         if fit is None:

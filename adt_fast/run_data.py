@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,13 @@ class RunData:
     validation: ImageData | None
     """Of the training split, not in ``train``."""
     test: ImageData
+
+    @property
+    def extra_checksum(self) -> int | None:
+        """CRC-32 of the extra images and labels, for no settings tell whether their file is still the same."""
+        if self.extra is None:
+            return None
+        return zlib.crc32(self.extra.labels.numpy(), zlib.crc32(self.extra.images.contiguous().numpy()))
 
     def loader(self, config: TrainConfig, device: torch.device, processes: Processes) -> BatchLoader:
         """Minibatches of the training images, of which each process has its share."""

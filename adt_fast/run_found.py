@@ -21,7 +21,7 @@ from .run_folder import RunFolder, recorded_config
 from .trainer import Trainer
 from .validation import Validation
 
-_STATE_KEYS = ("config", "trainer", "validation", "agreements_logged", "metrics_length")
+_STATE_KEYS = ("config", "trainer", "validation", "agreements_logged", "extra_checksum", "metrics_length")
 
 
 def resumed_settings(config: TrainConfig) -> TrainConfig:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from ._batch_check import pairs
@@ -187,7 +187,12 @@ class Trainer:
             raise TypeError(f"loader must give batches (images, labels), got {type(loader).__name__}")
         if scheduler is not None and not isinstance(scheduler, LRScheduler):
             raise TypeError(f"scheduler must be a torch.optim.lr_scheduler.LRScheduler, got {type(scheduler).__name__}")
-        callbacks = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise TypeError("scheduler must be one whose step() needs no metric, got ReduceLROnPlateau: step it in a "
+                            "callback")
+        if not isinstance(callbacks, Iterable):
+            raise TypeError(f"callbacks must be functions in a list, got {type(callbacks).__name__}")
+        callbacks = list(callbacks)
         for name, call in (*(("callbacks", call) for call in callbacks), ("between_steps", between_steps)):
             if not callable(call) and not (name == "between_steps" and call is None):
                 raise TypeError(f"{name} must be callable, got {type(call).__name__}")

@@ -538,7 +538,7 @@ def state_within_a_fit(trainer: Trainer) -> dict[str, Any]:
 @cache
 def run_parts() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     state = {"config": {"seed": 1}, "trainer": state_within_a_fit(tiny_trainer()), "agreements_logged": 0,
-             "metrics_length": 12}  # fmt: skip
+             "extra_checksum": 7, "metrics_length": 12}  # fmt: skip
     tensors, structure = pack_state(state)
     return tensors, {"training_run": structure, "versions": {"adt_fast": "0.1.0", "torch": "2", "python": "3"}}
 

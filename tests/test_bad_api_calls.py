@@ -100,6 +100,10 @@ def trainer_arguments() -> dict[str, Any]:
     return {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
 
 
+def plateau() -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD([torch.zeros(1)], lr=0.1))
+
+
 def a_trainer() -> Trainer:
     """With a maximizer, whose noise must not move on either."""
     arguments = trainer_arguments()
@@ -248,8 +252,9 @@ def trainer_calls() -> Iterator[tuple[str, Good]]:
                             "triples": [(images(), labels(), 1)], "dicts": [{"images": images(), "labels": labels()}],
                             "numbers": [1, 2]}),
             "epochs": integer(1), "schedule_every": CHOICE,
-            "scheduler": Kind({"str": "cosine", "int": 3, "class": torch.optim.lr_scheduler.StepLR}),
-            "callbacks": Kind({"None": None, "int": 3, "not callable": [3]}),
+            "scheduler": Kind({"str": "cosine", "int": 3, "class": torch.optim.lr_scheduler.StepLR,
+                               "one that needs a metric": plateau()}),
+            "callbacks": Kind({"None": None, "int": 3, "one function": print, "not callable": [3]}),
             "between_steps": Kind({"int": 3, "str": "x"}),
         },
     )  # fmt: skip

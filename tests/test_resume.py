@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from adt_fast import NoiseStream, checkpoint, cli
-from adt_fast.checkpoint import load_checkpoint, pack_state, save_checkpoint, save_model, unpack_state
+from adt_fast.checkpoint import CheckpointError, load_checkpoint, pack_state, save_checkpoint, save_model, unpack_state
 from adt_fast.config import TrainConfig
 from adt_fast.data import BatchLoader, ImageData
 from adt_fast.experiment import TrainingRun
@@ -682,6 +682,25 @@ def test_other_settings_are_refused(stopped, flags, message, capsys):
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert before == contents(stopped[0])
+
+
+def test_other_images_in_the_extra_file_are_refused(tmp_path):
+    with stopping(4), pytest.raises(Stopped):
+        run_of("all options", tmp_path / "run").train(progress=False)
+    with np.load(extra_images()) as file:
+        image, label = file["image"], file["label"]
+    image[0, 0, 0] ^= 1
+    np.savez(tmp_path / "extra.npz", image=image, label=label)
+    shutil.copy(extra_images(), tmp_path / "kept.npz")
+    before = contents(tmp_path / "run")
+    shutil.copy(tmp_path / "extra.npz", extra_images())
+    try:
+        with pytest.raises(CheckpointError, match=r"last.safetensors .* extra_data must have the images that it had"):
+            run_of("all options", tmp_path / "run", resume=True)
+    finally:
+        shutil.copy(tmp_path / "kept.npz", extra_images())
+    assert before == contents(tmp_path / "run")
+    run_of("all options", tmp_path / "run", resume=True)
 
 
 def test_where_the_data_are_may_change(stopped):
