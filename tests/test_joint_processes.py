@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from plain_adt import TinyClassifier, tiny_batch
+from spawned import spawned
 from torch.nn.parallel import DistributedDataParallel
 
 from adt_fast import NoiseStream
@@ -40,7 +40,7 @@ def in_one_of_two(rank, folder):
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch has no gloo")
 def test_networks_are_equal_in_all_processes(tmp_path):
-    mp.spawn(in_one_of_two, (str(tmp_path),), nprocs=PROCESSES)
+    spawned(in_one_of_two, (str(tmp_path),), PROCESSES)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES))
     assert first["start"].keys() == {"generator", "encoder"}
     for name in first["start"]:

@@ -5,7 +5,7 @@ import socket
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from spawned import spawned
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -116,7 +116,7 @@ def of_a_part(rank):
 
 @gloo
 def test_three_processes_exchange_and_fail_together(tmp_path):
-    mp.spawn(run_three, (tmp_path,), nprocs=SIZE)
+    spawned(run_three, (tmp_path,), SIZE)
 
 
 def test_alone_everything_is_what_was_given():
@@ -177,7 +177,7 @@ def test_torchrun_variables_start_a_group_that_ends_with_the_context():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    mp.spawn(start_by_variables, (port,), nprocs=2)
+    spawned(start_by_variables, (port,), 2)
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):

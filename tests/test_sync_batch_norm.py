@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from spawned import spawned
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -141,7 +141,7 @@ def explained(model, labels=5):
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch has no gloo")
 def test_two_processes_are_one_with_all_images(tmp_path):
-    mp.spawn(run_two, (str(tmp_path),), nprocs=PROCESSES)
+    spawned(run_two, (str(tmp_path),), PROCESSES)
 
 
 def trained(name="wrn-10-1"):
