@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -112,6 +113,7 @@ def _measure(rank: int, folder: str, settings: dict[str, Any]) -> None:
         (Path(folder) / "measured.json").write_text(json.dumps(measured))
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # for a thread of gloo may abort a process while Python clears up
 
 
 def _batch(count: int) -> tuple[Tensor, Tensor]:
