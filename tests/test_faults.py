@@ -98,8 +98,11 @@ class Disk:
                 return call(file, mode, *arguments, **options)
             self._reach()
             stream = call(file, mode, *arguments, **options)
-            stream.write = self._counted(stream.write) if "b" not in mode else stream.write
-            return _Counting(stream, self) if "b" in mode else stream
+            write = self._counted(stream.write)
+            if "b" in mode:  # the write of such a file cannot be set
+                return _Writing(stream, write)
+            stream.write = write
+            return stream
 
         return opened
 
@@ -114,26 +117,6 @@ class _Writing:
         return getattr(self._stream, name)
 
     def __enter__(self) -> _Writing:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stream.close()
-
-
-class _Counting:
-    """A binary file whose writes count."""
-
-    def __init__(self, stream: Any, disk: Disk) -> None:
-        self._stream, self._disk = stream, disk
-
-    def write(self, content: bytes) -> int:
-        self._disk._reach()
-        return self._stream.write(content)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def __enter__(self) -> _Counting:
         return self
 
     def __exit__(self, *_: Any) -> None:
