@@ -156,7 +156,7 @@ def _train_and_measure(config: TrainConfig, output: Path, samples: int) -> Entro
     run = TrainingRun(replace(config, output=folder.path))
     run.train()
     attack = PGD(run.model, run.config.epsilon, steps=20, noise=NoiseStream(run.config.seed))
-    entropy = distribution_entropy(_in_float32(run), run.test_data, samples=samples, seed=run.config.seed)
+    entropy = distribution_entropy(maximizer_in_float32(run), run.test_data, samples=samples, seed=run.config.seed)
     return EntropyPoint(
         entropy_weight=run.config.entropy_weight,
         natural=float(evaluate_accuracy(run.model, run.test_data, progress="natural")),
@@ -166,7 +166,7 @@ def _train_and_measure(config: TrainConfig, output: Path, samples: int) -> Entro
     )
 
 
-def _in_float32(run: TrainingRun) -> Attack:
+def maximizer_in_float32(run: TrainingRun) -> Attack:
     """The run's maximizer, networks as trained, on an engine in float32 and with noise of its own."""
     trained, config = run.trainer.method, run.config
     again = create_method(
