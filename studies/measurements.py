@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ from .plan import Measurement
 from .store import ModelFolder
 
 _CURVATURE_QUANTILES = 101
+
+
+def can_be_measured(measurement: Measurement) -> bool:
+    """Whether what a measurement needs is installed here."""
+    return measurement.kind != "autoattack" or find_spec("autoattack") is not None
 
 
 def measure(measurement: Measurement, folder: ModelFolder, config: TrainConfig) -> dict[str, Any]:
@@ -123,4 +129,5 @@ _KINDS: dict[str, Callable[[Measurement, ModelFolder, TrainedModel, TrainConfig]
     "strength": _strength,
     "curvature": _curvature,
     "landscape": _landscape,
+    "autoattack": _accuracies,
 }

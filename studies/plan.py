@@ -13,8 +13,14 @@ from adt_fast.config import TrainConfig
 from adt_fast.config_files import load_config_file
 
 PLANS = Path(__file__).parent / "plans"
-MEASUREMENTS = ("accuracies", "entropy", "strength", "curvature", "landscape")
+MEASUREMENTS = ("accuracies", "entropy", "strength", "curvature", "landscape", "autoattack")
 """Parts of a plan that are measured of trained models, in their order."""
+
+
+def name_of(changes: dict[str, Any]) -> str:
+    """What the runs of these changes are called: the method, and what is changed about it."""
+    options = (f"{name}={value}" for name, value in changes.items() if name != "method")
+    return ", ".join([changes["method"], *options])
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The method, and what is changed about it."""
-        options = (f"{name}={value}" for name, value in self.changes.items() if name != "method")
-        return ", ".join([self.changes["method"], *options])
+        """See :func:`name_of`; runs of different seeds have the same."""
+        return name_of(self.changes)
 
     def config(self, data_dir: Path | None, output: Path) -> TrainConfig:
         """All its settings."""
@@ -72,8 +77,8 @@ class Plan:
                 part = self.document.get(kind)
                 if part is None or seed not in part.get("seeds", self.document["seeds"]):
                     continue
-                settings = {name: value for name, value in part.items() if name not in ("runs", "seeds")}
-                settings["test_images"] = self.document["test_images"]
+                settings = {"test_images": self.document["test_images"]}
+                settings |= {name: value for name, value in part.items() if name not in ("runs", "seeds")}
                 for changes in part["runs"]:
                     run = Run(changes, seed, self.document["training"])
                     wanted.setdefault(run.name, (run, []))[1].append(Measurement(kind, settings))

@@ -13,7 +13,7 @@ from adt_fast.experiment import TrainingRun
 from adt_fast.machine import versions
 from adt_fast.run_folder import logged_events
 
-from .measurements import measure
+from .measurements import can_be_measured, measure
 from .plan import Measurement, Run
 from .store import ModelFolder
 
@@ -26,7 +26,7 @@ def carry_out(run: Run, measurements: list[Measurement], work: Path, data_dir: P
     start = time.perf_counter()
     done = ["trained"] if _train(config) else []
     for measurement in measurements:
-        if folder.result(measurement) is None:
+        if folder.result(measurement) is None and can_be_measured(measurement):
             result = measure(measurement, folder, config)
             folder.keep(measurement, result | {"versions": versions(torch.device(config.resolved().device))})
             done.append(measurement.kind)
