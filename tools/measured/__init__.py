@@ -42,6 +42,22 @@ def all_blocks() -> dict[str, str]:
     }
 
 
+def write_pages() -> None:
+    """Fills in all blocks of all pages.
+
+    Raises:
+        ValueError: if a page has a block that there is not, or a marker where none can be; then no page is changed.
+    """
+    blocks, texts = all_blocks(), {}
+    for path in pages():
+        try:
+            texts[path] = updated(path.read_text(), blocks)
+        except ValueError as error:
+            raise ValueError(f"{path.name}, {error}") from None
+    for path, text in texts.items():
+        path.write_text(text)
+
+
 __all__ = [
     "MODULES",
     "RESULTS",
@@ -52,4 +68,5 @@ __all__ = [
     "page_blocks",
     "pages",
     "updated",
+    "write_pages",
 ]

@@ -2,13 +2,9 @@
 
 import sys
 
-from . import all_blocks, pages, updated
+from . import write_pages
 
-blocks, texts = all_blocks(), {}
-for path in pages():
-    try:
-        texts[path] = updated(path.read_text(), blocks)
-    except ValueError as error:
-        sys.exit(f"{path.name}, {error}")
-for path, text in texts.items():  # only where all are right
-    path.write_text(text)
+try:
+    write_pages()
+except ValueError as error:
+    sys.exit(str(error))
