@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import tyro
 
@@ -17,7 +16,7 @@ from .commands import COMMANDS, EntropySweep, EpochTime, Train
 from .commands.command import Command, CommandFailed
 from .config_files import ConfigFile, load_config_file
 from .methods import method_names
-from .processes import started_by_torchrun
+from .processes import end_process
 from .run_folder import recorded_config
 
 
@@ -89,18 +88,5 @@ def _fail(error: Exception | str, status: int) -> int:
     return status
 
 
-def _leave(status: int) -> NoReturn:
-    """Ends the process; one of several without Python's own clearing up.
-
-    A thread of gloo lets go of the tensors of the last exchange when it comes to it. If Python is on its way out by
-    then, it aborts the process: one that has done its work would look like one that has failed.
-    """
-    if started_by_torchrun():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
 if __name__ == "__main__":
-    _leave(main())
+    end_process(main())
