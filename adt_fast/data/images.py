@@ -88,6 +88,25 @@ class ImageData:
         return replace(self, images=self.images[which], labels=self.labels[which])
 
 
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of each channel of the images in [0, 1], over all pixels: what `ImageData` takes.
+
+    images: uint8 [N, C, H, W], 0 to 255. They are counted, so memory for a channel of them is enough, and both numbers
+        are those of float64. The standard deviation is that of the pixels themselves, with n in its denominator.
+
+    Raises TypeError or ValueError where images are not so, or empty.
+    """
+    _check_tensor("images", images, torch.uint8, 4)
+    if images.numel() == 0:
+        raise ValueError(f"images must not be empty, got shape {list(images.shape)}")
+    intensities = torch.arange(256, dtype=torch.float64, device="cpu") / 255
+    shares = [channel.flatten().bincount(minlength=256).cpu().double() for channel in images.unbind(1)]
+    shares = torch.stack(shares) / shares[0].sum()  # [C, 256]
+    mean = shares @ intensities
+    variance = (shares * (intensities - mean[:, None]).square()).sum(1)
+    return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
+
+
 def check_limit(limit: int | None) -> None:
     """A number of examples, or None for all."""
     if limit is not None:
