@@ -51,8 +51,7 @@ class TrainingRun:
         config: see :class:`adt_fast.config.TrainConfig`.
         resume: go on with the run whose folder ``config.output`` is. The other settings must be those it has, but for
             where its data set is found.
-        save_every: seconds, >= 0; with 0 after every minibatch. The default loses five minutes at most, and takes about
-            half a percent of them: the 292 MB of a WideResNet-28-10 are written in 1 to 2 seconds.
+        save_every: seconds, >= 0; with 0 after every minibatch. The default loses five minutes at most.
         processes: those that share the run. Default: this process alone.
 
     Raises:
