@@ -55,6 +55,7 @@ SMALLER = {
     r"train .*--method \S+-am": f"{_DIGITS} --generator-width 8",
     r"train": _DIGITS,
     r"evaluate": "--test-limit 4",
+    r"distribution": "--tried 10 --test-limit 8",
     r"landscape": "--steps 3 --test-limit 8",
     r"transfer": "--test-limit 4",
     r"entropy-sweep": f"{_DIGITS} --generator-width 8 --entropy-samples 2",
