@@ -83,7 +83,7 @@ class DistributionPicture(AnalysisResult):
         return math.log(2 * self.epsilon)
 
     def class_name(self, label: int) -> str:
-        """What a class is called, or ``"class 3"``."""
+        """What class ``label`` is called, or ``"class 3"`` where that is not known."""
         return f"class {label}" if self.class_names is None else self.class_names[label]
 
     def to_dict(self) -> dict[str, Any]:
