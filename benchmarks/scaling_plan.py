@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,7 @@ def resnet50() -> nn.Module:
 MODELS = {"ResNet-50": resnet50, "WRN-28-10": lambda: create_model("wrn-28-10", num_classes=CLASSES)}
 
 
+@cache
 def network(name: str) -> Network:
     """Counts a network of MODELS."""
     model = MODELS[name]()
