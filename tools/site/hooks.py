@@ -88,11 +88,12 @@ def site_path(path: Path, config: MkDocsConfig, files: Files) -> str:
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     def formula(match: re.Match[str]) -> str:
-        latex = html.unescape(match["latex"]).strip()
+        latex, alone = html.unescape(match["latex"]).strip(), match["tag"] == "div"
         try:
-            return LATEX.convert_with_local_state(latex, displaystyle=match["tag"] == "div")
+            drawn = LATEX.convert_with_local_state(latex, displaystyle=alone)
         except LatexError as error:
             raise PluginError(f"{source(page.file.src_uri).name}: no formula: {latex}: {error}") from None
+        return f'<div style="margin: 1em 0; overflow: auto hidden">{drawn}</div>' if alone else drawn
 
     pattern = r'<(?P<tag>span|div) class="arithmatex">\s*\\[(\[](?P<latex>.*?)\\[)\]]\s*</(?P=tag)>'
     return re.sub(pattern, formula, content, flags=re.DOTALL)
