@@ -59,6 +59,12 @@ class ImageData:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
     def to(self, device: torch.device | str) -> ImageData:
         """The same data on `device`; no copy where it is there already."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
