@@ -67,20 +67,24 @@ def _parse(arguments: Sequence[str], file: ConfigFile | None) -> Command:
         return _parse_with({}, arguments)
     command = _parse_with(file.settings, arguments)
     # Once more, for it is the command that says whose options of the file are meant.
-    is_training = isinstance(command, (Train, EntropySweep)) and command.method in method_names()
-    return _parse_with(file.settings_for(command.method), arguments) if is_training else command
+    if isinstance(command, (Train, EntropySweep)) and command.method in method_names():
+        return _parse_with(file.settings_for(command.method), arguments)
+    return command
 
 
 def _parse_with(settings: dict[str, Any], arguments: Sequence[str]) -> Command:
     """What the arguments say, with these settings as the defaults of training."""
-    defaults = {command: {"default": command(**settings)} for command in (Train, EntropySweep, EpochTime)}
+    trainings: tuple[type[Command], ...] = (Train, EntropySweep, EpochTime)
+    defaults: dict[type, dict[str, Any]] = {command: {"default": command(**settings)} for command in trainings}
     commands = (
         Annotated[command, tyro.conf.subcommand(name, **defaults.get(command, {}))]
         for name, command in COMMANDS.items()
     )
-    return tyro.cli(
-        reduce(or_, commands), prog="adt-fast", description="Adversarial distributional training.", args=arguments
+    any_of_them: Any = reduce(or_, commands)
+    command: Command = tyro.cli(
+        any_of_them, prog="adt-fast", description="Adversarial distributional training.", args=arguments
     )
+    return command
 
 
 def _fail(error: Exception | str, status: int) -> int:

@@ -79,13 +79,15 @@ class TanhNormal(Distribution):
             self._noise = seeded_by_torch(self.loc.device)
         return self._noise
 
-    def expand(self, batch_shape: torch.Size, _instance: TanhNormal | None = None) -> TanhNormal:
+    def expand(
+        self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: TanhNormal | None = None
+    ) -> TanhNormal:
         """A view of the distribution with a larger ``batch_shape``, on the same stream."""
         return TanhNormal(
             self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.epsilon, self._noise, validate_args=False
         )
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> torch.Tensor:
         """Samples ``[*sample_shape, *batch_shape]``, differentiable in loc and scale (Eq. 10)."""
         samples = math.prod(sample_shape)
         like = self.loc.detach().reshape(1, -1) if self.loc.dim() == 0 else self.loc.detach()

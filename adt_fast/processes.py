@@ -200,6 +200,7 @@ class Processes:
     def _cpu_group(self) -> dist.ProcessGroup:
         """A gloo group of the same processes, made when all of them use it first."""
         if dist.get_backend(self._group) == "gloo":
+            assert self._group is not None  # one process alone sends nothing
             return self._group
         ranks = dist.get_process_group_ranks(self._group)
         return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
@@ -225,6 +226,7 @@ class Processes:
         return [part[:length].numpy().tobytes().decode() for part, length in zip(gathered, lengths)]
 
     def _global_rank(self, rank: int) -> int:
+        assert self._group is not None  # one process alone sends nothing
         return dist.get_global_rank(self._group, rank)
 
 

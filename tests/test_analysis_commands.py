@@ -75,7 +75,7 @@ def test_what_it_prints_and_leaves(name, in_its_folder, capsys):
     assert cli.main([*COMMANDS[name], "--output", "out"]) == 0
     output = capsys.readouterr()
     assert all(text in output.out for text in PRINTED[name]), output.out
-    assert f"saved to out: {', '.join(['data.json', 'data.csv', 'figure.png', 'figure.pdf'])}" in output.out
+    assert "saved to out: data.json, data.csv, figure.png, figure.pdf" in output.out
     files = sorted(path.name for path in (in_its_folder / "out").iterdir() if path.name in FILES)
     assert files == FILES
     assert set(KEYS[name]) <= set(json.loads((in_its_folder / "out" / "data.json").read_text()))

@@ -534,7 +534,8 @@ def server(content, announced=None):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             if self.path == "/missing":
-                return self.send_error(404)
+                self.send_error(404)
+                return
             self.send_response(200)
             self.send_header("Content-Length", str(len(content) if announced is None else announced))
             self.end_headers()

@@ -122,6 +122,7 @@ def sampled_neg_log_density(mu: Tensor, rho: Tensor, noise: NoiseStream, *, samp
         _, neg_log_density = ops.tanh_gaussian_sample(
             image, mu, rho, noise.state, epsilon=epsilon, lower=-math.inf, upper=math.inf, draw=draw
         )
+        assert neg_log_density is not None  # asked for, by default
         values.append(neg_log_density[0].double().cpu())
     noise.advance(samples)
     return torch.stack(values)

@@ -85,7 +85,7 @@ class Distribution(Output, TrainedModelConfig):
     def _attack(self, trained: TrainedModel) -> EXP | EXPAM:
         """What gives the distributions, with the options of its training."""
         recorded = trained.trained_with
-        method = recorded.get("method")
+        method: str = recorded.get("method") or "adt-exp"
         own = method_spec(method) if method in sweep_methods() else None
         generator = maximizer_of(trained.config.run) if own is not None and own.joint is not None else None
         attack = self.attack or ("exp" if generator is None else "exp-am")
@@ -102,15 +102,19 @@ class Distribution(Output, TrainedModelConfig):
             method, recorded = "adt-exp", {}
         options = {name: recorded[name] for name in METHOD_OPTIONS if recorded.get(name) is not None} | given
         made = create_method(
-            method, trained.model, epsilon=trained.epsilon, image_shape=tuple(trained.data.images.shape[1:]),
+            method, trained.model, epsilon=trained.epsilon, image_shape=trained.data.image_shape,
             noise=NoiseStream(self.seed), engine=FLOAT32, **options,
         )  # fmt: skip
         if made.joint is not None:
+            assert generator is not None  # otherwise the attack is exp
             made.joint.load(generator)
+        assert isinstance(made.maximizer, (EXP, EXPAM))
         return made.maximizer
 
     def _rows(self, result: DistributionPicture) -> list[tuple[str, ...]]:
-        rows = [("image", "class", "natural", "PGD-20", "samples wrong", "their mean", "nats per element")]
+        rows: list[tuple[str, ...]] = [
+            ("image", "class", "natural", "PGD-20", "samples wrong", "their mean", "nats per element")
+        ]
         for place, index in enumerate(self.image):
             natural, pgd, mean = (float(of[place]) for of in (
                 result.natural_probabilities, result.pgd_probabilities, result.sample_probabilities

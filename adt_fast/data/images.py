@@ -61,6 +61,12 @@ class ImageData:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
     def to(self, device: torch.device | str) -> ImageData:
         """The same data on `device`; no copy where it is there already."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
@@ -102,8 +108,8 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     if images.numel() == 0:
         raise ValueError(f"images must not be empty, got shape {list(images.shape)}")
     intensities = torch.arange(256, dtype=torch.float64, device="cpu") / 255
-    shares = [channel.flatten().bincount(minlength=256).cpu().double() for channel in images.unbind(1)]
-    shares = torch.stack(shares) / shares[0].sum()  # [C, 256]
+    counts = [channel.flatten().bincount(minlength=256).cpu().double() for channel in images.unbind(1)]
+    shares = torch.stack(counts) / counts[0].sum()  # [C, 256]
     mean = shares @ intensities
     variance = (shares * (intensities - mean[:, None]).square()).sum(1)
     return tuple(mean.tolist()), tuple(variance.sqrt().tolist())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -104,7 +104,8 @@ def float32_arithmetic(precision: Precision, device: torch.device) -> Iterator[N
     if device.type != "cuda":
         yield
         return
-    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    backends: Any = torch.backends
+    settings = (backends.cudnn.conv, backends.cuda.matmul)
     before = [setting.fp32_precision for setting in settings]
     try:
         for setting in settings:
