@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +20,7 @@ from tools.measured import RESULTS, write_pages
 
 from .figures import write_figures
 from .plan import MEASUREMENTS, Plan, Run, load_plan
-from .store import write_json
+from .store import ModelFolder, write_json
 from .training import carry_out, gathered
 
 FIGURES = Path(__file__).parents[1] / "docs" / "images"
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     epoch_time = json.loads(times.read_text()) if times.exists() else None
     for path in write_figures(json.loads(file.read_text()), epoch_time, options.figures):
         print(f"drew {path}")
+    for picture in pictures(plan, work):
+        shutil.copy(picture, options.figures / "distribution.png")
     if options.output == RESULTS:
         write_pages()
 
@@ -58,6 +61,15 @@ def results(plan: Plan, work: Path) -> dict[str, Any]:
     runs = [found for task in plan.tasks() if (found := gathered(*task, work)) is not None]
     device = next(run.config(None, work).resolved().device for run, _ in plan.tasks())
     return {"plan": plan.document, "machine": describe_machine(torch.device(device)), "runs": runs}
+
+
+def pictures(plan: Plan, work: Path) -> Iterator[Path]:
+    """The pictures of learned distributions, which were drawn as they were measured."""
+    for run, measurements in plan.tasks(("distribution",)):
+        for one in measurements:
+            path = ModelFolder(work, run).file(one, "picture") / "figure.png"
+            if path.exists():
+                yield path
 
 
 def _epoch_time(plan: Plan, data_dir: Path | None) -> dict[str, Any]:

@@ -15,7 +15,12 @@ from adt_fast.analysis import _figures
 from .summary import Document, by_name, mean_and_deviation, shown, values
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_PLACES = ((6, 0, "left"), (-6, 0, "right"), (6, 8, "left"), (6, -8, "left"), (-6, 8, "right"), (-6, -8, "right"),
+           (0, 15, "center"), (0, -15, "center"))  # fmt: skip
+"""Where a label may be beside its point, best first: x and y in points, and what of it is there."""
 
 
 def write_figures(document: Document, epoch_time: dict[str, Any] | None, folder: Path) -> list[Path]:
@@ -37,28 +42,48 @@ def write_figures(document: Document, epoch_time: dict[str, Any] | None, folder:
 
 def robustness_and_cost(document: Document, epoch_time: dict[str, Any], figure: Figure) -> None:
     """A_rob over the time of an epoch, a point a method; whiskers are standard deviations over seeds."""
-    figure.set_size_inches(_figures.PAGE_WIDTH * 0.75, 3.2)
+    figure.set_size_inches(_figures.PAGE_WIDTH, 3.6)
     axes = figure.subplots()
     seconds = dict(zip(epoch_time["methods"], epoch_time["epoch_seconds"]))
+    labels: list[tuple[float, float, str, str]] = []
     for name, method, models in shown(by_name(document, "accuracies")):
-        if method not in seconds or (", " in name and "max_abs" not in name):
+        if method not in seconds or "batch_mean" in name:
             continue
         mean, deviation = mean_and_deviation(values(models, "accuracies", "A_rob"))
-        is_distributional = method.startswith("adt-")
-        color = _figures.COLORS[0] if is_distributional else _figures.COLORS[1]
+        index = 0 if method.startswith("adt-") else 1
+        color = _figures.COLORS[index]
         axes.errorbar(
-            seconds[method], mean, yerr=deviation, color=color, marker=_figures.MARKERS[0 if is_distributional else 1],
-            mfc="white" if ", " in name else color, capsize=2, linewidth=0.8,
+            seconds[method], mean, yerr=deviation, color=color, marker=_figures.MARKERS[index], capsize=2,
+            linewidth=0.8, markerfacecolor="white" if ", " in name else color,
         )  # fmt: skip
-        axes.annotate(
-            name.replace(", gradient_scale=", "\n"), (seconds[method], mean), xytext=(5, 3),
-            textcoords="offset points", fontsize=6.5, color=color,
-        )  # fmt: skip
+        labels.append((seconds[method], mean, name.replace("gradient_scale=", ""), color))
     axes.set(
         xlabel="time of an epoch (s, log scale)", ylabel="accuracy under all attacks, $A_{rob}$ (%)", xscale="log",
-        xlim=(0.8 * min(seconds.values()), 2.2 * max(seconds.values())),
+        xlim=(0.8 * min(seconds.values()), 1.6 * max(seconds.values())), ylim=(0, None),
     )  # fmt: skip
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.4)
+    _label_points(axes, labels)
+
+
+def _label_points(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
+    """Puts each label, (x, y, text, colour), where it covers no point and no other label, if there is such a place."""
+    axes.figure.draw_without_rendering()
+    points = axes.transData.transform([(x, y) for x, y, _, _ in labels])
+    taken: list[Any] = []
+    for x, y, text, color in labels:
+        for place in _PLACES:
+            offset, alignment = place[:2], place[2]
+            label = axes.annotate(
+                text, (x, y), xytext=offset, textcoords="offset points", fontsize=6.5, color=color, ha=alignment,
+                va="center",
+            )  # fmt: skip
+            box = label.get_window_extent()
+            is_free = not any(box.overlaps(other) for other in taken) and not any(box.contains(*at) for at in points)
+            if is_free or place == _PLACES[-1]:
+                taken.append(box)
+                break
+            label.remove()
 
 
 def entropy(document: Document, figure: Figure) -> None:

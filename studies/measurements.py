@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from adt_fast.analysis import distribution_entropy, hessian_curvature, loss_landscape
+from adt_fast.analysis import distribution_entropy, hessian_curvature, learned_distribution, loss_landscape
 from adt_fast.analysis.sweep import maximizer_in_float32
 from adt_fast.config import TrainConfig, TrainedModelConfig
+from adt_fast.data import class_names
 from adt_fast.evaluation import RobustReport, evaluate
 from adt_fast.experiment import TrainingRun
 from adt_fast.generator_attacks import fitted_attack, is_generator_attack
@@ -108,6 +109,23 @@ def _landscape(
     }  # fmt: skip
 
 
+def _distribution(
+    measurement: Measurement, folder: ModelFolder, trained: TrainedModel, config: TrainConfig
+) -> dict[str, Any]:
+    """What EXP, as in training, has learned around some images; its picture is kept beside the result."""
+    indices = list(measurement.settings["images"])
+    images, labels = (part[indices] for part in _all_of(trained))
+    run = TrainingRun(config, resume=True)
+    try:
+        found = learned_distribution(
+            maximizer_in_float32(run), images, labels, class_names=class_names(trained.dataset), seed=config.seed
+        )
+    finally:
+        run.close()
+    found.save(folder.file(measurement, "picture"))
+    return found.to_dict()
+
+
 def _report(
     measurement: Measurement, folder: ModelFolder, trained: TrainedModel, attacks: dict[str, Any]
 ) -> RobustReport:
@@ -129,5 +147,6 @@ _KINDS: dict[str, Callable[[Measurement, ModelFolder, TrainedModel, TrainConfig]
     "strength": _strength,
     "curvature": _curvature,
     "landscape": _landscape,
+    "distribution": _distribution,
     "autoattack": _accuracies,
 }

@@ -13,7 +13,7 @@ from adt_fast.config import TrainConfig
 from adt_fast.config_files import load_config_file
 
 PLANS = Path(__file__).parent / "plans"
-MEASUREMENTS = ("accuracies", "entropy", "strength", "curvature", "landscape", "autoattack")
+MEASUREMENTS = ("accuracies", "entropy", "strength", "curvature", "landscape", "distribution", "autoattack")
 """Parts of a plan that are measured of trained models, in their order."""
 
 

@@ -28,6 +28,7 @@ PLAN = {
                              "imp-am:epochs=1:train_limit=32:generator_width=8"]},
     "curvature": {"runs": COMPARED, "seeds": [0]},
     "landscape": {"runs": COMPARED, "seeds": [0], "image": 1, "steps": 3},
+    "distribution": {"runs": [{"method": "adt-exp"}], "seeds": [0], "images": [2]},
     "epoch_time": {"methods": ["standard", "adt-exp-am"]},
 }  # fmt: skip
 
@@ -49,12 +50,13 @@ def test_everything_is_measured_of_the_models_that_the_plan_names(carried_out):
     _, document = carried_out
     assert document["plan"] == PLAN and document["machine"]["cpu"]
     models = {(model["name"], model["seed"]): model for model in document["runs"]}
-    assert set(models) == {(name, seed) for name in ("standard", AM) for seed in (0, 1)}
+    assert set(models) == {("adt-exp", 0), *((name, seed) for name in ("standard", AM) for seed in (0, 1))}
     kinds = {key: {kind for kind in PLAN if kind in model} for key, model in models.items()}
     assert kinds["standard", 0] == {"accuracies", "strength", "curvature", "landscape"}
     assert kinds["standard", 1] == {"accuracies"}
     assert kinds[AM, 1] == {"accuracies", "entropy"}
-    for model in models.values():
+    assert models["adt-exp", 0]["distribution"]["samples"] == 1000
+    for model in filter(lambda model: "accuracies" in model, models.values()):
         found = model["accuracies"]["accuracies"]
         assert list(found) == ["natural", "fgsm", "feaattack:targets=1", "A_rob"] and len(model["losses"]) == 1
         assert found["A_rob"] <= min(found.values()) and model["accuracies"]["versions"]["torch"]
@@ -68,7 +70,7 @@ def test_everything_is_measured_of_the_models_that_the_plan_names(carried_out):
 def test_figures_are_drawn(carried_out):
     folder, _ = carried_out
     drawn = {path.name for path in (folder / "figures").iterdir()}
-    assert drawn == {"robustness-cost.png", "entropy.png", "curvature.png", "landscape.png"}
+    assert drawn == {"robustness-cost.png", "entropy.png", "curvature.png", "landscape.png", "distribution.png"}
 
 
 def test_what_is_done_is_not_done_again_and_a_changed_plan_adds_what_is_new(carried_out, monkeypatch, capsys):
@@ -113,7 +115,7 @@ def test_a_folder_is_named_by_all_that_a_model_depends_on(tmp_path):
 def test_one_that_fails_does_not_stop_the_others(tmp_path, capsys):
     broken = PLAN | {"seeds": [0], "accuracies": {"runs": COMPARED[:1], "attacks": ["fgsm", "no-such-attack"]}}
     broken["accuracies"]["runs"] = [*COMPARED]
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(broken | {"entropy": None, "strength": None}))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(broken | dict.fromkeys(("entropy", "strength", "distribution"))))
     with pytest.raises(ValueError, match="no-such-attack"):
         call(tmp_path, "--only", "landscape", "accuracies")
     assert "2/2" in capsys.readouterr().out
