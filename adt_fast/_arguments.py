@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-
-def parse_number(text: str) -> float:
-    """A number as people write it: "0.03", "1e-3" or a fraction such as "8/255".
-
-    Raises:
-        ValueError: if it is neither, or not finite.
-    """
-    numerator, slash, denominator = text.partition("/")
-    try:
-        value = float(numerator) / float(denominator) if slash else float(text)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"expected a number such as 0.03 or 8/255, got {text!r}") from None
-    if not math.isfinite(value):
-        raise ValueError(f"expected a finite number, got {text!r}")
-    return value
+from ._option_text import parse_number
 
 
 def parse_boolean(text: str) -> bool:

@@ -1,14 +1,31 @@
-"""Options written as text, as in ``published,accumulate=false`` and ``pgd-20:restarts=5:step_size=1/255``."""
+"""Numbers and options as text, as in ``published,accumulate=false`` and ``pgd-20:restarts=5:step_size=1/255``."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from ._suggest import unknown_name_message
 
 _WORDS = {"true": True, "false": False, "none": None}
+
+
+def parse_number(text: str) -> float:
+    """A number as people write it: "0.03", "1e-3" or a fraction such as "8/255".
+
+    Raises:
+        ValueError: if it is neither, or not finite.
+    """
+    numerator, slash, denominator = text.partition("/")
+    try:
+        value = float(numerator) / float(denominator) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"expected a number such as 0.03 or 8/255, got {text!r}") from None
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number, got {text!r}")
+    return value
 
 
 def parse_options(kind: str, texts: Iterable[str], known: tuple[str, ...]) -> dict[str, Any]:
@@ -39,15 +56,9 @@ def parse_options(kind: str, texts: Iterable[str], known: tuple[str, ...]) -> di
 def _parsed(text: str) -> Any:
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return _fraction(text)
-
-
-def _fraction(text: str) -> float | str:
-    numerator, _, denominator = text.partition("/")
-    try:
-        return float(numerator) / float(denominator)
-    except (ValueError, ZeroDivisionError):
-        return text
+    for parse in (json.loads, parse_number):
+        try:
+            return parse(text)
+        except (ValueError, RecursionError):
+            continue
+    return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -14,6 +15,11 @@ def random_state(device: torch.device | None) -> dict[str, Tensor]:
     if device is not None and device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
+
+
+def kept_random_state(device: torch.device) -> AbstractContextManager[None]:
+    """Whatever is drawn inside, the generators of the CPU and of that device are afterwards where they were."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def restore_random_state(state: Mapping[str, Tensor], device: torch.device | None) -> None:

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import yaml
 
-from ._arguments import parse_number
 from ._checks import shown
+from ._option_text import parse_number
 from ._suggest import unknown_name_message
 from .config import TrainConfig
 from .method_options import without_foreign_options

@@ -10,7 +10,8 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 
 from . import ops
-from .noise import NoiseStream
+from .noise import NoiseStream, seeded_by_torch
+from .reference import log_tanh_derivative
 
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -69,7 +70,7 @@ class TanhNormal(Distribution):
     def noise(self) -> NoiseStream:
         """The stream that samples come from; every sample advances it."""
         if self._noise is None:
-            self._noise = NoiseStream(int(torch.randint(2**62, ())), self.loc.device)
+            self._noise = seeded_by_torch(self.loc.device)
         return self._noise
 
     def expand(self, batch_shape: torch.Size, _instance: TanhNormal | None = None) -> TanhNormal:
@@ -118,10 +119,5 @@ class TanhNormal(Distribution):
         expectation = torch.zeros_like(self.loc)
         for i in range(-nodes, nodes + 1):
             weight = step * math.exp(-0.5 * (i * step) ** 2) / math.sqrt(2.0 * math.pi)
-            expectation = expectation + weight * _log_tanh_derivative(self.loc + self.scale * (i * step))
+            expectation = expectation + weight * log_tanh_derivative(self.loc + self.scale * (i * step))
         return 0.5 + _LOG_SQRT_2PI + self.scale.log() + math.log(self.epsilon) + expectation
-
-
-def _log_tanh_derivative(u: torch.Tensor) -> torch.Tensor:
-    """log(1 - tanh(u)^2) without cancellation, for any u."""
-    return 2.0 * (math.log(2.0) - u.abs() - torch.nn.functional.softplus(-2.0 * u.abs()))

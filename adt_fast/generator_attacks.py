@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ._option_text import parse_options
+from ._random_state import kept_random_state
 from .attacks import AmortizedAttack
 from .checkpoint import digest_of_model
 from .data import BatchLoader
@@ -65,8 +66,7 @@ def fitted_attack(name: str, trained: TrainedModel, path: Path | None, *, progre
     stem, options = name.split(":")[0], generator_options(name, trained)
     seed = trained.config.seed
     data = trained.training_data(options["train_limit"])
-    devices = [trained.device] if trained.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):  # initial weights are drawn from PyTorch's generator
+    with kept_random_state(trained.device):  # initial weights are drawn from PyTorch's generator
         torch.manual_seed(seed)
         attack = _FACTORIES[stem](
             trained.model, trained.epsilon, image_shape=tuple(data.images.shape[1:]),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import check_finite
+from ._checks import check_finite, check_positive
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 """(logits [N, num_classes], labels [N]) -> losses [N]."""
@@ -124,9 +124,7 @@ class KLFromNatural(RelativeLoss):
     trades_weight: float = 6.0
 
     def __post_init__(self) -> None:
-        check_finite("trades_weight", self.trades_weight)
-        if self.trades_weight <= 0:
-            raise ValueError(f"trades_weight must be > 0, got {self.trades_weight}")
+        check_positive("trades_weight", self.trades_weight)
 
     def targets(self, natural_logits: Tensor) -> Tensor:
         """Log probabilities ``[N, num_classes]``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import platform
 import shutil
@@ -17,12 +16,13 @@ import torch
 
 from . import __version__
 from ._native import build_info
+from ._utc import utc_now
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Hardware, versions and settings, as plain values; None where something is absent."""
     info: dict[str, Any] = {
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "time": utc_now(),
         "cpu": _cpu_model(),
         "logical_cpus": os.cpu_count(),
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,

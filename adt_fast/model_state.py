@@ -15,10 +15,10 @@ ModelMode = Literal["eval", "train", "keep"]
 """How a model runs while it is borrowed: all of it in eval or in train mode, or each module in the mode it has."""
 
 
-def check_model(model: nn.Module) -> None:
-    """Raises TypeError where ``model`` is not a ``torch.nn.Module``."""
+def check_model(model: nn.Module, name: str = "model") -> None:
+    """Raises TypeError that names the argument, where ``model`` is not a ``torch.nn.Module``."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"{name} must be a torch.nn.Module, got {type(model).__name__}")
 
 
 def check_mode(name: str, mode: str) -> None:

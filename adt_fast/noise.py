@@ -90,6 +90,15 @@ class NoiseStream:
         return f"NoiseStream(seed={self.seed}, device='{self.device}', offset={self.offset})"
 
 
+def seeded_by_torch(device: torch.device | None = None) -> NoiseStream:
+    """A stream whose seed is drawn from torch's default generator, so that ``torch.manual_seed`` governs.
+
+    Args:
+        device: where its state lives. Default: None, the CPU.
+    """
+    return NoiseStream(int(torch.randint(2**62, ())), device or "cpu")
+
+
 def _require_int(name: str, value: int, lowest: int, end: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")

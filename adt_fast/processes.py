@@ -190,14 +190,9 @@ class Processes:
         In one all-reduce of the model's own group, in float64; so narrower ones that are equal stay as they are, bit
         for bit. All processes get the same bits. Integer and bool buffers are left alone.
         """
-        buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-        if self._group is None or not buffers:
-            return
-        together = torch.cat([buffer.double().flatten() for buffer in buffers])
-        dist.all_reduce(together, group=self._group)
-        together.div_(self.size)
-        for buffer, mean in zip(buffers, together.split([buffer.numel() for buffer in buffers]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
+        if self._group is not None:
+            buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+            average_(buffers, self._group, dtype=torch.float64)
 
     @cached_property
     def _cpu_group(self) -> dist.ProcessGroup:
@@ -229,6 +224,23 @@ class Processes:
 
     def _global_rank(self, rank: int) -> int:
         return dist.get_global_rank(self._group, rank)
+
+
+def average_(tensors: Sequence[Tensor], group: dist.ProcessGroup | None, *, dtype: torch.dtype | None = None) -> None:
+    """Tensors become their means over the processes, in place, by one all-reduce.
+
+    Args:
+        tensors: on one device, of any shapes; as many, of the same shapes, in every process.
+        group: the processes; None for the default group.
+        dtype: what is added up in. Default: the tensors' own.
+    """
+    if not tensors:
+        return
+    together = torch.cat([tensor.to(dtype or tensor.dtype).flatten() for tensor in tensors])
+    dist.all_reduce(together, group=group)
+    together.div_(dist.get_world_size(group))
+    for tensor, mean in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def local_device(device: torch.device) -> torch.device:

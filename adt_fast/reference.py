@@ -84,8 +84,11 @@ def _tanh_derivative(u: torch.Tensor) -> torch.Tensor:
     return 4.0 * decay / (1.0 + decay).square()
 
 
-def _log_tanh_derivative(u: torch.Tensor, offset: float) -> torch.Tensor:
-    """log(1 - tanh(u)^2 + offset); without offset 2 (log 2 - |u| - log1p(exp(-2|u|))), which does not saturate."""
+def log_tanh_derivative(u: torch.Tensor, offset: float = 0.0) -> torch.Tensor:
+    """log(1 - tanh(u)^2 + offset) of each element of u, any shape, for an offset >= 0.
+
+    Without offset it is 2 (log 2 - \|u\| - log1p(exp(-2 \|u\|))), which does not saturate.
+    """
     if offset > 0:
         return torch.log(_tanh_derivative(u) + offset)
     magnitude = u.abs()
@@ -141,7 +144,7 @@ def tanh_gaussian_sample(
         0.5 * r.square()
         + 0.5 * math.log(2.0 * math.pi)
         + _log_softplus(rho, log_offset)
-        + _log_tanh_derivative(u, log_offset)
+        + log_tanh_derivative(u, log_offset)
         + math.log(epsilon)
     )
     return x_adv, per_element.reshape(*per_element.shape[:2], -1).sum(2)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adt_fast._arguments import parse_number
+from adt_fast._option_text import parse_number
 from adt_fast.config import TrainConfig
 from adt_fast.data import dataset_names
 from adt_fast.dataset_defaults import DATASET_DEFAULTS

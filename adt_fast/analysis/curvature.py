@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .. import ops
 from .._batch_check import BatchCheck
-from .._checks import check_choice, check_finite, check_int
+from .._checks import check_choice, check_int, check_positive
 from ..input_gradient.options import float32_arithmetic
 from ..losses import cross_entropy
 from ..model_state import check_model, frozen_parameters, model_mode, unwrap
@@ -136,9 +136,7 @@ def hessian_curvature(
     check_model(model)
     check_choice("solver", solver, get_args(Solver))
     check_int("iterations", iterations, 1, 2**31)
-    check_finite("tolerance", tolerance)
-    if tolerance <= 0:
-        raise ValueError(f"tolerance must be > 0, got {tolerance}")
+    check_positive("tolerance", tolerance)
     check_choice("reduction", reduction, get_args(Reduction))
     check_int("batch_size", batch_size, 1, 2**31)
     check_int("seed", seed, 0, 2**63)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._batch_check import BatchCheck
-from .._checks import check_ball, check_choice, check_finite, check_int, shown
+from .._checks import check_ball, check_choice, check_int, check_positive, shown
 from ..input_gradient import GradientSession, InputGradient
 from ..noise import NoiseStream
 from . import _figures
@@ -139,9 +139,7 @@ def loss_landscape(
     except (TypeError, ValueError) as error:
         raise error if "epsilon" in str(error) else type(error)(f"bounds: {error}") from None
     radius = _RADIUS_IN_EPSILONS * epsilon if radius is None else radius
-    check_finite("radius", radius)
-    if radius <= 0:
-        raise ValueError(f"radius must be > 0, got {radius}")
+    check_positive("radius", radius)
     check_int("steps", steps, 3, 2**31)
     if steps % 2 == 0:
         raise ValueError(f"steps must be odd, so that the image itself is one of the points, got {steps}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -11,6 +12,20 @@ from .. import ops
 
 Norm = Literal["linf", "l2"]
 """Of the ball around an image: the largest change of an element, or the Euclidean length of all changes."""
+
+
+def linf_start(
+    x: Tensor, noise: Tensor, *, epsilon: float, lower: float, upper: float, draw: int = 0, first_example: int = 0
+) -> Tensor:
+    """Uniform points of the L-infinity balls around x ``[B, C, H, W]``, clamped to the data bounds. Takes one draw."""
+    ball = {"epsilon": epsilon, "lower": lower, "upper": upper}
+    return ops.uniform_start_(torch.empty_like(x), x, noise, draw=draw, first_example=first_example, **ball)
+
+
+def symmetric_uniform(zeros: Tensor, noise: Tensor, *, first_example: int = 0) -> Tensor:
+    """Numbers uniform in [-1, 1], like ``zeros`` ``[B, ...]``. Takes one draw."""
+    everywhere = {"epsilon": 1.0, "lower": -math.inf, "upper": math.inf}
+    return linf_start(zeros, noise, first_example=first_example, **everywhere)
 
 
 def l2_start(

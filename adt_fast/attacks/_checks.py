@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_finite
+from .._checks import check_positive
 from ..losses import PerExampleLoss, RelativeLoss
 
 
 def check_step_size(step_size: float) -> float:
     """The step size of an attack as a float; raises TypeError or ValueError where it is not a finite number > 0."""
-    check_finite("step_size", step_size)
-    if step_size <= 0:
-        raise ValueError(f"step_size must be > 0, got {step_size}")
+    check_positive("step_size", step_size)
     return float(step_size)
 
 

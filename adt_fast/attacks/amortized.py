@@ -18,7 +18,8 @@ from .. import ops
 from .._checks import check_choice, check_finite, check_int
 from .._layout import preferred_layout, samples_with_layout, with_layout
 from ..input_gradient import GradientSession
-from ..model_state import model_mode
+from ..model_state import check_model, model_mode
+from ._ball import symmetric_uniform
 from ._checks import check_start
 from .base import Attack
 from .recipes import (
@@ -68,7 +69,7 @@ class AmortizedAttack(Attack):
         **options: Any,
     ) -> None:
         super().__init__(model, epsilon, **options)
-        _check_network("generator", generator)
+        check_model(generator, "generator")
         check_choice("gradient_scale", gradient_scale, GRADIENT_SCALES)
         check_start(self.input_gradient.loss, is_random=False)
         self.generator = generator
@@ -207,7 +208,7 @@ class IMPAM(AmortizedAttack):
         self.recipe = imp_am_recipe(recipe)
         weight = self.recipe.entropy_weight if entropy_weight is None else entropy_weight
         check_finite("entropy_weight", weight)
-        _check_network("encoder", encoder)
+        check_model(encoder, "encoder")
         check_int("latent_dim", latent_dim, 1, 2**31)
         super().__init__(
             model, epsilon, generator=generator, gradient_scale=self.recipe.gradient_scale, clamp=self.recipe.clamp,
@@ -244,10 +245,7 @@ class IMPAM(AmortizedAttack):
     def _latent(self, images: Tensor) -> Tensor:
         noise = self.noise_on(images.device)
         zeros = images.new_zeros(len(images), self.latent_dim)
-        z = ops.uniform_start_(
-            torch.empty_like(zeros), zeros, noise.state, epsilon=1.0, lower=-math.inf, upper=math.inf,
-            first_example=self.first_example,
-        )  # fmt: skip
+        z = symmetric_uniform(zeros, noise.state, first_example=self.first_example)
         noise.advance()
         return z
 
@@ -285,8 +283,3 @@ class L2L(AmortizedAttack):
         """x_adv; there is no penalty, and no noise is drawn."""
         direction = self._generate(images, self.generator_inputs(images, labels)).tanh()
         return AmortizedSample(self._added(images, direction), None)
-
-
-def _check_network(name: str, network: nn.Module) -> None:
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"{name} must be a torch.nn.Module, got {type(network).__name__}")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .._batch_check import BatchCheck
 from .._checks import check_ball, check_choice, check_int
+from .._random_state import kept_random_state
 from ..model_state import check_model, frozen_parameters, model_mode, unwrap
 from ._ball import Norm, confine
 
@@ -69,10 +70,10 @@ class AutoAttack:
         """
         self._check_batch(images, labels)
         # The package draws from PyTorch's global generators, and seeds them.
-        devices = [images.device] if images.is_cuda else []
+        own_numbers = kept_random_state(images.device)
         borrowed = model_mode(self.model, "eval"), frozen_parameters(self.model)
         autocast_off = torch.autocast(images.device.type, enabled=False)
-        with torch.inference_mode(False), torch.random.fork_rng(devices), borrowed[0], borrowed[1], autocast_off:
+        with torch.inference_mode(False), own_numbers, borrowed[0], borrowed[1], autocast_off:
             images, labels = images.clone(), labels.clone()
             attack = self._package(
                 self.model, norm=_NORMS[self.norm], eps=self.epsilon, version=self.version, seed=self.seed,

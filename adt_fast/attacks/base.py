@@ -16,7 +16,7 @@ from ..batch_share import BatchShare
 from ..input_gradient import FLOAT32, EngineOptions, GradientSession, InputGradient, Loop
 from ..losses import PerExampleLoss, RelativeLoss, cross_entropy, towards
 from ..model_state import ModelMode, device_of
-from ..noise import NoiseStream
+from ..noise import NoiseStream, seeded_by_torch
 from ._ball import Norm, confine
 
 Target = Literal["none", "given", "least-likely"]
@@ -264,8 +264,3 @@ class Attack(ABC):
 def repeated(targets: Tensor, samples: int) -> Tensor:
     """The targets ``[B, ...]`` of k samples folded into one batch, ``[k * B, ...]``."""
     return targets.repeat(samples, *[1] * (targets.dim() - 1))
-
-
-def seeded_by_torch(device: torch.device | None = None) -> NoiseStream:
-    """A noise stream on the device (default: the CPU), its seed drawn from torch's default generator."""
-    return NoiseStream(int(torch.randint(2**62, ())), device or "cpu")

@@ -16,6 +16,7 @@ from .._checks import check_int
 from .._layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession, InputGradient
 from ..losses import RelativeLoss
+from ._ball import linf_start, symmetric_uniform
 from ._checks import check_logits, check_step_size
 from ._feature_map import FeatureMap, Features
 from .base import Attack
@@ -115,9 +116,7 @@ class FeatureAttack(Attack):
             attacked = (right & (trial < available)).nonzero().squeeze(1)
             if len(attacked) == 0:
                 break
-            starts = ops.uniform_start_(
-                torch.empty_like(x), x, noise.state, draw=1 + trial, first_example=self.first_example, **self.ball
-            )
+            starts = linf_start(x, noise.state, draw=1 + trial, first_example=self.first_example, **self.ball)
             x_adv[attacked] = self._approach(starts[attacked], x[attacked], pool_images[targets[attacked]])
             right[attacked] = self._right(x_adv[attacked], labels[attacked])
         noise.advance(1 + self.most_targets)
@@ -172,10 +171,7 @@ class FeatureAttack(Attack):
             raise ValueError(f"{source} must have one of another class than {alone}, for a target{remedy}")
         # Uniform keys are the same on every device, and in every dtype of the images.
         zeros = torch.zeros(other.shape, device=labels.device)
-        keys = ops.uniform_start_(
-            torch.empty_like(zeros), zeros, self.noise.state, epsilon=1.0, lower=-math.inf, upper=math.inf,
-            first_example=self.first_example,
-        )  # fmt: skip
+        keys = symmetric_uniform(zeros, self.noise.state, first_example=self.first_example)
         order = keys.masked_fill_(~other, math.inf).argsort(stable=True, dim=1)
         return order[:, : self.most_targets], available
 

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from .._checks import check_finite, check_int, check_not_negative
+from .._checks import check_int, check_not_negative, check_positive
 from .._layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
+from ._ball import linf_start
 from ._checks import check_step_size
 from .base import Attack
 
@@ -53,9 +54,7 @@ class FeatureScatter(Attack):
     ) -> None:
         super().__init__(model, epsilon, **options)
         check_int("steps", steps, 0, 2**31)
-        check_finite("regularization", regularization)
-        if regularization <= 0:
-            raise ValueError(f"regularization must be > 0, got {regularization}")
+        check_positive("regularization", regularization)
         check_int("iterations", iterations, 1, 2**31)
         check_not_negative("tolerance", tolerance)
         self.steps = steps
@@ -76,9 +75,7 @@ class FeatureScatter(Attack):
     def _ascend(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> tuple[Tensor]:
         x = with_layout(images, gradient.layout(images))
         natural = gradient.logits(x)
-        x_adv = ops.uniform_start_(
-            torch.empty_like(x), x, self.noise.state, first_example=self.first_example, **self.ball
-        )
+        x_adv = linf_start(x, self.noise.state, first_example=self.first_example, **self.ball)
         for _ in range(self.steps):
             grad = gradient.of_batch(x_adv, lambda logits: self.distance(natural, logits))
             ops.linf_step_(x_adv, grad, x, step_size=self.step_size, **self.ball)

@@ -12,7 +12,7 @@ from .._checks import check_choice, check_int
 from .._layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
 from ..losses import Margin
-from ._ball import Norm, l2_start
+from ._ball import Norm, l2_start, linf_start
 from ._checks import check_start, check_step_size
 from .base import Attack
 
@@ -77,16 +77,16 @@ class PGD(Attack):
         step_(x_adv, grad, x, step_size=step_size, **self.ball)
 
     def _start(self, x: Tensor) -> Tensor:
-        x_adv, noise, first = x.clone(), self.noise.state, self.first_example
+        noise, first = self.noise.state, self.first_example
         if self.random_start == "gaussian":
-            x_adv.add_(ops.normal(x, noise, first_example=first)[0], alpha=_GAUSSIAN_START)
+            x_adv = torch.add(x, ops.normal(x, noise, first_example=first)[0], alpha=_GAUSSIAN_START)
             # No step, but into the ball and the data bounds.
             self._step_(x_adv, torch.zeros_like(x), x, 0.0)
-        elif self.random_start and self.norm == "l2":
-            x_adv = l2_start(x, noise, first_example=first, **self.ball)
-        elif self.random_start:
-            ops.uniform_start_(x_adv, x, noise, first_example=first, **self.ball)
-        return x_adv
+            return x_adv
+        if not self.random_start:
+            return x.clone()
+        start = l2_start if self.norm == "l2" else linf_start
+        return start(x, noise, first_example=first, **self.ball)
 
 
 class CW(PGD):

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._checks import check_bool, check_finite, check_int
+from .._checks import check_bool, check_int, check_positive
 from .._layout import preferred_layout, with_layout
 from ..input_gradient import FLOAT32, EngineOptions, GradientSession
 from ..losses import Margin, PerExampleLoss
 from ..noise import MAX_SAMPLES
+from ._ball import linf_start
 from ._checks import check_logits, check_start, check_step_size
 from .base import Attack, repeated
 
@@ -77,9 +78,7 @@ class SPSA(Attack):
         if samples % 2:
             raise ValueError(f"samples must be even, two queries for each direction, got {samples}")
         check_int("steps", steps, 0, 2**31)
-        check_finite("sigma", sigma)
-        if sigma <= 0:
-            raise ValueError(f"sigma must be > 0, got {sigma}")
+        check_positive("sigma", sigma)
         check_bool("random_start", random_start)
         check_start(loss, random_start)
         self.samples = samples
@@ -110,9 +109,7 @@ class SPSA(Attack):
         running = self._not_done(session, x, labels, targets).nonzero().squeeze(1)  # indices
         x_adv, adam = x.clone(), _Adam(x, self.step_size)
         if self.random_start:
-            start = ops.uniform_start_(
-                torch.empty_like(x), x, self.noise.state, first_example=self.first_example, **self.ball
-            )
+            start = linf_start(x, self.noise.state, first_example=self.first_example, **self.ball)
             x_adv[running] = start[running]
         for step in range(self.steps):
             if len(running) == 0:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..attacks import EXP
-from ..attacks.base import seeded_by_torch
 from ..input_gradient import EngineOptions
 from ..model_state import device_of, unwrap
-from ..noise import NoiseStream
+from ..noise import NoiseStream, seeded_by_torch
 
 # A script calls once a minibatch: what a maximizer prepares is kept as long as the optimizer lives.
 _maximizers: WeakKeyDictionary[Optimizer, tuple[dict[str, Any], EXP]] = WeakKeyDictionary()

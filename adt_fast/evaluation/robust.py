@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from .._checks import check_ball, check_bool, check_choice, check_int
+from .._random_state import kept_random_state
 from ..attacks import Norm
 from ..attacks._ball import confine
 from ..data import ImageData
@@ -156,7 +157,7 @@ class _Evaluation:
             stack.enter_context(bar)
             stack.enter_context(model_mode(self.model, "eval"))
             stack.enter_context(torch.autocast(device.type, enabled=False))
-            stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))  # a model may draw
+            stack.enter_context(kept_random_state(device))  # a model may draw
             stack.callback(self.outcomes.save, force=True)  # whatever ends it
             for index, (images, labels) in enumerate(checked_batches(self.model, bar)):
                 if index % self.processes.size != self.processes.rank:
@@ -329,7 +330,7 @@ def _seed_of(seed: int, name: str, batch: int) -> int:
 def _random_numbers(attack: AttackLike | None, seed: int, device: torch.device) -> Iterator[None]:
     """An attack's random numbers, from its noise stream or PyTorch's generators, start at a seed; then as before."""
     own = getattr(attack, "noise", None)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with kept_random_state(device):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed devices that are not put back
         if device.type == "cuda":
             torch.cuda.default_generators[device.index].manual_seed(seed)

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import torch
 
-from .._checks import check_choice, check_finite, check_int
+from .._checks import check_bool, check_choice, check_finite, check_int, check_positive
 
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 """See :class:`EngineOptions`."""
@@ -69,8 +69,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, get_args(Precision))
         for name in ("twin", "winograd", "compile"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+            check_bool(name, getattr(self, name))
         if not isinstance(self.graph, bool) and self.graph != "auto":
             raise ValueError(f"graph must be True, False or 'auto', got {self.graph!r}")
         if self.chunk is not None and self.chunk != "auto":
@@ -80,9 +79,7 @@ class EngineOptions:
             check_finite(name, getattr(self, name))
             if not -1 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [-1, 1], got {getattr(self, name)}")
-        check_finite("loss_scale", self.loss_scale)
-        if self.loss_scale <= 0:
-            raise ValueError(f"loss_scale must be > 0, got {self.loss_scale}")
+        check_positive("loss_scale", self.loss_scale)
 
     def half_dtype(self, device: torch.device) -> torch.dtype | None:
         """bfloat16 or float16, as the precision asks for on this device; None for 32 bits."""

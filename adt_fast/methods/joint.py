@@ -11,11 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .._checks import check_finite
+from .._checks import check_positive
 from .._optimizer_state import load_optimizer_state
 from .._state_checks import check_keys, check_network_state, check_optimizer_state
 from ..attacks import AmortizedAttack
 from ..checkpoint import CheckpointError, load_state, pack_state, save_checkpoint
+from ..processes import average_
 
 
 class _ReverseGradient(torch.autograd.Function):
@@ -52,9 +53,7 @@ class JointTraining:
     def __init__(self, maximizer: AmortizedAttack, *, generator_learning_rate: float = 2e-4) -> None:
         if not isinstance(maximizer, AmortizedAttack):
             raise TypeError(f"maximizer must be an AmortizedAttack, got {type(maximizer).__name__}")
-        check_finite("generator_learning_rate", generator_learning_rate)
-        if generator_learning_rate <= 0:
-            raise ValueError(f"generator_learning_rate must be > 0, got {generator_learning_rate}")
+        check_positive("generator_learning_rate", generator_learning_rate)
         self.networks = maximizer.networks
         self.optimizers: dict[str, Optimizer] = {
             name: torch.optim.Adam(
@@ -112,12 +111,7 @@ class JointTraining:
     def average_gradients(self, group: dist.ProcessGroup | None = None) -> None:
         """The gradients' mean over the processes of a group, as DistributedDataParallel has it for the classifier."""
         parameters = (parameter for network in self.networks.values() for parameter in network.parameters())
-        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        together = torch.cat([grad.flatten() for grad in grads])
-        dist.all_reduce(together, group=group)
-        together.div_(dist.get_world_size(group))
-        for grad, mean in zip(grads, together.split([grad.numel() for grad in grads]), strict=True):
-            grad.copy_(mean.view_as(grad))
+        average_([parameter.grad for parameter in parameters if parameter.grad is not None], group)
 
     def save(self, path: str | os.PathLike[str], metadata: dict[str, Any]) -> None:
         """Writes the state and any plain metadata to a file, see :func:`adt_fast.checkpoint.save_checkpoint`."""
