@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import COMPUTE_DTYPES
+from ._tensor_checks import COMPUTE_DTYPES
 from .model_state import device_of, model_mode, unwrap
 
 

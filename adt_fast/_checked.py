@@ -5,27 +5,22 @@ from __future__ import annotations
 import torch
 
 from . import _launch
-from ._checks import (
+from ._checks import check_ball, check_bool, check_choice, check_finite, check_int, check_not_negative
+from ._launch import Ascent, Ball, Draw
+from ._layout import layout_of
+from ._tensor_checks import (
     check_activation,
-    check_ball,
     check_batch,
-    check_bool,
-    check_choice,
     check_coefficients,
-    check_finite,
-    check_int,
     check_iterate,
     check_like,
     check_noise,
-    check_not_negative,
     check_samples_of,
     check_separate,
     check_storage_dtype,
     check_tensor,
     check_written,
 )
-from ._launch import Ascent, Ball, Draw
-from ._layout import layout_of
 from .noise import MAX_OFFSET
 
 

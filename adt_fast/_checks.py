@@ -1,6 +1,6 @@
-"""The one place where operator arguments are checked, before anything is changed.
+"""Checks of arguments that are numbers or names, made before anything is changed.
 
-Errors name the argument, what was given and what is wanted.
+Errors name the argument, what was given and what is wanted. Those of tensors are in :mod:`adt_fast._tensor_checks`.
 """
 
 from __future__ import annotations
@@ -9,118 +9,9 @@ import math
 
 import torch
 
-from ._layout import channels_and_pixels, layout_of
-from .noise import MAX_BLOCKS, MAX_EXAMPLES, MAX_OFFSET, MAX_SAMPLES
-
-COMPUTE_DTYPES = (torch.float32, torch.float64)
-HALF_DTYPES = (torch.bfloat16, torch.float16)
-
-
-def check_batch(name: str, tensor: torch.Tensor) -> None:
-    """A float32 or float64 tensor ``[B, ...]`` whose examples have at least one element."""
-    check_tensor(name, tensor)
-    if tensor.dtype not in COMPUTE_DTYPES:
-        raise TypeError(f"{name} must be float32 or float64, got {_short(tensor.dtype)}")
-    if tensor.dim() < 1 or math.prod(tensor.shape[1:]) == 0:
-        raise ValueError(f"{name} must be a batch [B, ...] of examples that are not empty, got {_size(tensor)}")
-
-
-def check_activation(name: str, tensor: torch.Tensor) -> None:
-    """A floating tensor ``[N, C, ...]`` whose examples have at least one element."""
-    check_tensor(name, tensor)
-    if tensor.dtype not in (*COMPUTE_DTYPES, *HALF_DTYPES):
-        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {_short(tensor.dtype)}")
-    if tensor.dim() < 2 or math.prod(tensor.shape[1:]) == 0:
-        raise ValueError(f"{name} must be [N, C, ...] with examples that are not empty, got {_size(tensor)}")
-    if math.prod(tensor.shape[1:]) > 4 * MAX_BLOCKS:
-        raise ValueError(f"{name} must have at most 2**34 elements an example, got {_size(tensor)}")
-
-
-def check_coefficients(name: str, tensor: torch.Tensor, like_name: str, like: torch.Tensor) -> None:
-    """One number for each channel of ``like``, float32 (float64 for float64), outside of autograd."""
-    check_tensor(name, tensor)
-    wanted = torch.promote_types(like.dtype, torch.float32)
-    if tensor.dtype != wanted:
-        raise TypeError(
-            f"{name} must be {_short(wanted)} for {_short(like.dtype)} {like_name}, got {_short(tensor.dtype)}"
-        )
-    if tensor.shape != like.shape[1:2]:
-        raise ValueError(f"{name} must be {list(like.shape[1:2])}, a number for each channel, got {_size(tensor)}")
-    _check_device(name, tensor, like_name, like)
-    check_constant(name, tensor.requires_grad and torch.is_grad_enabled())
-
-
-def check_constant(name: str, needs_grad: bool) -> None:
-    """An argument that autograd does not follow."""
-    if needs_grad:
-        raise ValueError(f"{name} gets no gradient and must not require one; pass {name}.detach()")
-
-
-def check_like(name: str, tensor: torch.Tensor, like_name: str, like: torch.Tensor) -> None:
-    """The same shape, dtype and device as another argument."""
-    check_tensor(name, tensor)
-    if tensor.shape != like.shape:
-        raise ValueError(f"{name} must have the shape of {like_name}, {_size(like)}, got {_size(tensor)}")
-    if tensor.dtype != like.dtype:
-        raise TypeError(f"{name} must have the dtype of {like_name}, {_short(like.dtype)}, got {_short(tensor.dtype)}")
-    _check_device(name, tensor, like_name, like)
-
-
-def check_samples_of(name: str, tensor: torch.Tensor, like_name: str, like: torch.Tensor) -> None:
-    """k slabs ``[k, *like.shape]`` in like's dtype, or a 16-bit one when that is float32."""
-    check_tensor(name, tensor)
-    if tensor.dim() != like.dim() + 1 or tensor.shape[1:] != like.shape or tensor.shape[0] < 1:
-        wanted = "[k" + "".join(f", {size}" for size in like.shape) + "]"
-        raise ValueError(f"{name} must have the shape {wanted} with k >= 1, got {_size(tensor)}")
-    check_storage_dtype(name, tensor.dtype, like_name, like)
-    _check_device(name, tensor, like_name, like)
-    check_samples(tensor.shape[0])
-
-
-def check_storage_dtype(name: str, dtype: torch.dtype, like_name: str, like: torch.Tensor) -> None:
-    """like's dtype, or bfloat16 or float16 when that is float32."""
-    allowed = (like.dtype, *HALF_DTYPES) if like.dtype == torch.float32 else (like.dtype,)
-    if dtype not in allowed:
-        names = ", ".join(_short(d) for d in allowed)
-        raise TypeError(f"{name} must be one of {names} for {_short(like.dtype)} {like_name}, got {_short(dtype)}")
-
-
-def check_iterate(name: str, tensor: torch.Tensor, like_name: str, like: torch.Tensor) -> None:
-    """A tensor of like's shape in like's dtype or a 16-bit one (an x_adv, or a gradient)."""
-    check_tensor(name, tensor)
-    if tensor.shape != like.shape:
-        raise ValueError(f"{name} must have the shape of {like_name}, {_size(like)}, got {_size(tensor)}")
-    check_storage_dtype(name, tensor.dtype, like_name, like)
-    _check_device(name, tensor, like_name, like)
-
-
-def check_noise(
-    noise: torch.Tensor, like: torch.Tensor, draw: int, first_example: int, samples: int, like_name: str = "x"
-) -> None:
-    """The (seed, offset) tensor, and coordinates that fit the Philox counter."""
-    if not isinstance(noise, torch.Tensor):
-        raise TypeError(f"noise must be the state of a NoiseStream (an int64 tensor [2]), got {type(noise).__name__}")
-    if noise.dtype != torch.int64 or noise.shape != (2,) or not noise.is_contiguous():
-        raise ValueError(
-            f"noise must be a contiguous int64 tensor [2], (seed, offset), got {_short(noise.dtype)} {_size(noise)}"
-        )
-    _check_device("noise", noise, like_name, like)
-    check_int("draw", draw, 0, MAX_OFFSET)
-    check_int("first_example", first_example, 0, MAX_EXAMPLES)
-    check_samples(samples)
-    channels, pixels = channels_and_pixels(like.shape)
-    last_example = first_example + like.shape[0]
-    if last_example > MAX_EXAMPLES:
-        raise ValueError(f"first_example plus the batch size must be at most 2**32, got {last_example}")
-    if -(-pixels // 4) * channels > MAX_BLOCKS:
-        raise ValueError(f"{like_name} must have at most 2**34 elements an example, got {_size(like)}")
-
-
-def check_samples(samples: int) -> None:
-    check_int("samples", samples, 1, MAX_SAMPLES + 1)
-
 
 def check_int(name: str, value: int, lowest: int, end: int) -> None:
+    """An int in [lowest, end)."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not lowest <= value < end:
@@ -128,14 +19,14 @@ def check_int(name: str, value: int, lowest: int, end: int) -> None:
 
 
 def check_bool(name: str, value: bool) -> None:
+    """True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
 def check_ball(epsilon: float, lower: float, upper: float, dtype: torch.dtype = torch.float64) -> None:
-    check_finite("epsilon", epsilon, dtype)
-    if epsilon <= 0:
-        raise ValueError(f"epsilon must be > 0, got {epsilon}")
+    """A radius > 0 that is finite in ``dtype``, and bounds that leave room between them."""
+    check_positive("epsilon", epsilon, dtype)
     for name, bound in (("lower", lower), ("upper", upper)):
         _check_number(name, bound)
     if not lower < upper:  # also refuses NaN
@@ -148,18 +39,19 @@ def check_finite(name: str, value: float, dtype: torch.dtype = torch.float64) ->
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     if abs(value) > torch.finfo(dtype).max:
-        raise ValueError(f"{name} must be in the range of {_short(dtype)}, got {value}")
+        raise ValueError(f"{name} must be in the range of {dtype_name(dtype)}, got {value}")
 
 
 def check_not_negative(name: str, value: float, dtype: torch.dtype = torch.float64) -> None:
+    """A number >= 0 that is finite in ``dtype``."""
     check_finite(name, value, dtype)
     if value < 0:
         raise ValueError(f"{name} must be >= 0, got {value}")
 
 
-def check_positive(name: str, value: float) -> None:
-    """A finite number > 0."""
-    check_finite(name, value)
+def check_positive(name: str, value: float, dtype: torch.dtype = torch.float64) -> None:
+    """A number > 0 that is finite in ``dtype``."""
+    check_finite(name, value, dtype)
     if value <= 0:
         raise ValueError(f"{name} must be > 0, got {value}")
 
@@ -172,55 +64,9 @@ def check_fraction(name: str, value: float) -> None:
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """One of some names."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}")
-
-
-def check_written(name: str, tensor: torch.Tensor, layout: torch.memory_format | None = None) -> None:
-    """A tensor that is written in place: dense, outside of autograd, and in the layout of its companions."""
-    if tensor.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{name} is changed in place and must not require grad; pass {name}.detach()")
-    found = layout_of(tensor)
-    if found is None:
-        raise ValueError(
-            f"{name} is changed in place and must be contiguous or channels_last, got strides {tuple(tensor.stride())}"
-        )
-    if layout is not None and found != layout:
-        raise ValueError(f"{name} is changed in place and must have the memory layout {layout}, got {found}")
-
-
-def check_separate(written: dict[str, torch.Tensor | None], read: dict[str, torch.Tensor | None]) -> None:
-    """Tensors that are written must not share memory with one another or with those that are read."""
-    seen: list[tuple[str, int, int]] = []
-    for tensors, is_written in ((written, True), (read, False)):
-        for name, tensor in tensors.items():
-            if tensor is None or tensor.numel() == 0:
-                continue
-            first, last = _memory(tensor)
-            for other, other_first, other_last in seen:
-                if first < other_last and other_first < last:
-                    raise ValueError(f"{name} must not share memory with {other}")
-            if is_written:
-                seen.append((name, first, last))
-
-
-def _memory(tensor: torch.Tensor) -> tuple[int, int]:
-    """The range of addresses that a tensor lies in."""
-    first, size = tensor.data_ptr(), tensor.element_size()
-    reach = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride()))
-    return first, first + (reach + 1) * size
-
-
-def check_tensor(name: str, tensor: torch.Tensor) -> None:
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
-
-
-def _check_device(name: str, tensor: torch.Tensor, like_name: str, like: torch.Tensor) -> None:
-    if tensor.device != like.device:
-        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
 
 
 def _check_number(name: str, value: float) -> None:
@@ -243,9 +89,6 @@ def shown(value: object) -> str:
     return text if len(text) <= 200 else text[:200] + " ..."
 
 
-def _short(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Without ``torch.``, for messages."""
     return str(dtype).removeprefix("torch.")
-
-
-def _size(tensor: torch.Tensor) -> str:
-    return str(list(tensor.shape))

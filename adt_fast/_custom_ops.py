@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from . import _checked, _launch
-from ._checks import check_constant
 from ._launch import Ball, Draw
 from ._layout import empty_samples, preferred_layout
+from ._tensor_checks import check_constant
 
 NAMESPACE = "adt_fast"
 

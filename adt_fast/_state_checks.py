@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from ._checks import shown
+from ._checks import dtype_name, shown
 
 # What optimizers of PyTorch keep for each parameter, element by element.
 _LIKE_ITS_PARAMETER = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
@@ -123,4 +123,4 @@ def _described(state: Mapping[str, Any], entry: str) -> str:
     value = state[entry]
     if not isinstance(value, Tensor):
         return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return f"{dtype_name(value.dtype)} {list(value.shape)}"

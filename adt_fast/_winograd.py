@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from . import _native
-from ._checks import check_int
+from ._checks import check_int, dtype_name
 
 _FREQUENCIES, _PANEL = 36, 32  # of csrc/cpu/winograd.h and csrc/cpu/work.h
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -98,7 +98,7 @@ def _check_floats(name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ..
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in dtypes:
-        raise TypeError(f"{name} must be {' or '.join(str(d)[6:] for d in dtypes)}, got {str(tensor.dtype)[6:]}")
+        raise TypeError(f"{name} must be {' or '.join(map(dtype_name, dtypes))}, got {dtype_name(tensor.dtype)}")
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
         raise ValueError(f"{name} must be a dense tensor on the CPU, got {tensor.layout} on {tensor.device}")
 

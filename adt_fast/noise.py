@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
+from ._checks import check_int
+
 # The widths of the fields of the Philox counter (csrc/math/philox.h).
 MAX_OFFSET = 2**40
 """Draws that a stream has."""
@@ -37,8 +39,8 @@ class NoiseStream:
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu", offset: int = 0) -> None:
-        _require_int("seed", seed, -(2**63), 2**63)
-        _require_int("offset", offset, 0, MAX_OFFSET)
+        check_int("seed", seed, -(2**63), 2**63)
+        check_int("offset", offset, 0, MAX_OFFSET)
         with torch.inference_mode(False):  # for the state is advanced in place wherever it is used
             self.state = torch.tensor([seed, offset], dtype=torch.int64, device=device)
             """int64 tensor ``[2]``: (seed, offset). Pass it to the operators as ``noise``."""
@@ -60,7 +62,7 @@ class NoiseStream:
 
     def advance(self, draws: int = 1) -> None:
         """Moves past ``draws`` draws, in place and on the device, without waiting for it."""
-        _require_int("draws", draws, 0, MAX_OFFSET)
+        check_int("draws", draws, 0, MAX_OFFSET)
         self.state[1].add_(draws)
 
     def to(self, device: torch.device | str) -> NoiseStream:
@@ -82,8 +84,8 @@ class NoiseStream:
             raise TypeError(f"state must be a dict with the keys 'seed' and 'offset', got {type(state).__name__}")
         if set(state) != {"seed", "offset"}:
             raise ValueError(f"state must have the keys 'seed' and 'offset', got {sorted(state)}")
-        _require_int("seed", state["seed"], -(2**63), 2**63)
-        _require_int("offset", state["offset"], 0, MAX_OFFSET)
+        check_int("seed", state["seed"], -(2**63), 2**63)
+        check_int("offset", state["offset"], 0, MAX_OFFSET)
         self.state.copy_(torch.tensor([state["seed"], state["offset"]], dtype=torch.int64, device="cpu"))
 
     def __repr__(self) -> str:
@@ -97,11 +99,3 @@ def seeded_by_torch(device: torch.device | None = None) -> NoiseStream:
         device: where its state lives. Default: None, the CPU.
     """
     return NoiseStream(int(torch.randint(2**62, ())), device or "cpu")
-
-
-def _require_int(name: str, value: int, lowest: int, end: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if not lowest <= value < end:
-        given = value if value.bit_length() < 1000 else f"an int of {value.bit_length()} bits"
-        raise ValueError(f"{name} must be in [{lowest}, {end}), got {given}")

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._checks import HALF_DTYPES, check_finite, check_int, check_not_negative
+from .._checks import check_finite, check_int, check_not_negative, dtype_name
 from .._layout import preferred_layout
 from .._state_checks import check_keys
+from .._tensor_checks import HALF_DTYPES
 from ..losses import PerExampleLoss, RelativeLoss, cross_entropy
 from ..model_state import ModelMode, check_mode, check_model, frozen_parameters, model_mode, unwrap
 from .chunking import activation_bytes, automatic_chunk
@@ -346,7 +347,7 @@ class InputGradient:
         self._twins_built = state["twins_discarded"]
 
     def _guard_of(self, state: Mapping[str, Any]) -> PrecisionGuard:
-        by_name = {str(dtype).removeprefix("torch."): dtype for dtype in HALF_DTYPES}
+        by_name = {dtype_name(dtype): dtype for dtype in HALF_DTYPES}
         name = state.get("dtype") if isinstance(state, Mapping) else None
         if not isinstance(name, str) or name not in by_name:
             raise ValueError(f"state of the guard must have one of {', '.join(by_name)} as its dtype, got {name!r}")
@@ -505,7 +506,7 @@ class InputGradient:
         return self.options.graph is not False and device.type == "cuda" and self.twin is not None
 
     def _explain_precision(self, session: GradientSession) -> str:
-        name = str(session.dtype).removeprefix("torch.")
+        name = dtype_name(session.dtype)
         if self.guard is None:
             return f"{name} (asked for: {self.options.precision}){self._not_half_because}"
         last = self.guard.history[-1] if self.guard.history else None

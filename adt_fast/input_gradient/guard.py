@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_int, shown
+from .._checks import check_int, dtype_name, shown
 from .._state_checks import check_keys
 from .options import EngineOptions
 
@@ -41,7 +41,7 @@ class PrecisionGuard:
 
     def __init__(self, options: EngineOptions, dtype: torch.dtype) -> None:
         self.options = options
-        self.name = str(dtype).removeprefix("torch.")
+        self.name = dtype_name(dtype)
         self.minibatches = 0
         self.allowed = True
         self.off_because = ""

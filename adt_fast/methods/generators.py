@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._checks import COMPUTE_DTYPES
+from .._tensor_checks import COMPUTE_DTYPES
 from ..attacks import EXPAM, IMPAM, L2L, ExpAmRecipe, ImpAmRecipe, exp_am_recipe, imp_am_recipe
 from ..attacks.recipes import GradientScale, RecipeName
 from ..model_state import device_of
