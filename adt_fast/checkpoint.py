@@ -43,8 +43,9 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write a checkpoint. At every moment `path` holds the old file or the new one, whole.
+    """Write a checkpoint.
 
+    path: the file; at every moment it is the old one or the new one, whole.
     tensors: by name; any shape, strides and device; floating-point (16 to 64 bits), integer or bool. Tensors that share
         memory are saved once for each name.
     metadata: a dict with str keys, of such dicts, lists, tuples (which come back as lists), str, int, float, bool and
@@ -65,6 +66,8 @@ def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The (tensors, metadata) that `save_checkpoint` was given; the tensors are contiguous, on the CPU.
+
+    path: the file.
 
     Raises OSError (FileNotFoundError, ...) where the file cannot be read; CheckpointError where it is damaged, was not
     written by `save_checkpoint`, or was written by a newer version.
@@ -148,7 +151,10 @@ def unpack_state(tensors: Mapping[str, Tensor], structure: Any) -> Any:
 def load_state(path: str | os.PathLike[str], entry: str, what: str) -> tuple[Any, dict[str, Any]]:
     """A state that was packed and saved with its structure under `entry` of the metadata; and all of these.
 
-    what: the file holds, in words, for messages. Raises OSError and CheckpointError, see `load_checkpoint`.
+    path: the file.
+    what: it holds, in words, for messages.
+
+    Raises OSError and CheckpointError, see `load_checkpoint`.
     """
     tensors, metadata = load_checkpoint(path)
     if entry not in metadata:
@@ -169,10 +175,14 @@ def save_model(
 ) -> None:
     """Write a model so that `load_model` can build it again: its state and how `create_model` makes it.
 
-    model_name, model_kwargs: the arguments of `create_model`. extra: any plain metadata, see `save_checkpoint`.
+    path: the file, see `save_checkpoint`.
+    model: without wrappers.
+    model_name, model_kwargs: the arguments of `create_model`.
+    extra: any plain metadata, see `save_checkpoint`.
 
-    Raises ValueError, before anything is written, where create_model(model_name, **model_kwargs) makes another model
-    than this one; and what `create_model` and `save_checkpoint` raise.
+    Raises TypeError or ValueError, before anything is written, for a bad argument, by name, and where
+    create_model(model_name, **model_kwargs) makes another model than this one; and what `create_model` and
+    `save_checkpoint` raise.
     """
     check_model(model)
     for argument, value in (("model_kwargs", model_kwargs), ("extra", extra)):
@@ -206,10 +216,9 @@ def load_model(
 
     With it come the metadata: model_name, model_kwargs and extra. PyTorch's random state is left alone.
 
-    A file of others, by torch.save or safetensors, has one of the layouts in docs/checkpoints.md. `extra["source"]`
-    then tells what was recognised (layout, entry, prefix), and what was dropped, added and converted. Where such a file
-    leaves something open, the arguments say it:
-
+    path: the file. One of others, by torch.save or safetensors, has one of the layouts in docs/checkpoints.md;
+        `extra["source"]` then tells what was recognised (layout, entry, prefix), and what was dropped, added and
+        converted. Where such a file leaves something open, the other arguments say it.
     model_name: the architecture there has to be, for example "wrn-28-10"; for our own files as well. Default: any.
     mean, std: the normalisation of the input, one number per channel, where the file has none. Default: none, but for
         the layout "dm", whose code always normalises: there they are required.

@@ -32,7 +32,11 @@ def config_names() -> tuple[str, ...]:
 
 
 def config_summary(name: str) -> str:
-    """What a file of the package says of itself in its first line."""
+    """What a file of the package says of itself in its first line.
+
+    Args:
+        name: one of :func:`config_names`.
+    """
     return (_BUNDLED / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
 
 

@@ -25,7 +25,7 @@ class TanhNormal(Distribution):
 
     Args:
         loc: mu, any shape, float32 or float64.
-        scale: sigma > 0, broadcast against loc.
+        scale: sigma > 0, of any shape that can be broadcast against loc's.
         epsilon: radius of the support [-epsilon, epsilon], > 0.
         noise: where samples come from; if None, a stream seeded from torch's default generator at the first sample.
         validate_args: as in ``torch.distributions.Distribution``.
@@ -59,7 +59,12 @@ class TanhNormal(Distribution):
     def from_rho(
         cls, mu: torch.Tensor, rho: torch.Tensor, epsilon: float, noise: NoiseStream | None = None
     ) -> TanhNormal:
-        """The distribution that the operators mean by (mu, rho): scale = softplus(rho)."""
+        """The distribution that the operators mean by (mu, rho): scale = softplus(rho).
+
+        Args:
+            mu, rho: of any shape, like loc and scale.
+            epsilon, noise: as for the constructor.
+        """
         return cls(mu, torch.nn.functional.softplus(rho), epsilon, noise)
 
     @property
@@ -74,7 +79,7 @@ class TanhNormal(Distribution):
         return self._noise
 
     def expand(self, batch_shape: torch.Size, _instance: TanhNormal | None = None) -> TanhNormal:
-        """A view of the distribution with a larger batch shape, on the same stream."""
+        """A view of the distribution with a larger ``batch_shape``, on the same stream."""
         return TanhNormal(
             self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.epsilon, self._noise, validate_args=False
         )
@@ -90,7 +95,7 @@ class TanhNormal(Distribution):
         return self.epsilon * torch.tanh(self.loc + self.scale * r)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """log p(delta) of each element; -inf at the ends of the support.
+        """log p(delta) of each element of a ``value`` ``[*sample_shape, *batch_shape]``; -inf at the support's ends.
 
         It works from delta alone, so it is only as exact as delta / epsilon is near +-1. The operators' density
         (``tanh_gaussian_sample``) knows u and has no such limit.

@@ -40,6 +40,9 @@ class Margin:
 
     Args:
         confidence: kappa, in logits, finite; the paper's C&W attack has 50.
+
+    Raises:
+        TypeError, ValueError: for a bad argument, by name.
     """
 
     confidence: float = 50.0
@@ -64,6 +67,9 @@ class TargetMargin:
 
     Args:
         confidence: kappa, in logits, finite.
+
+    Raises:
+        TypeError, ValueError: for a bad argument, by name.
     """
 
     confidence: float = 50.0
@@ -119,6 +125,9 @@ class KLFromNatural(RelativeLoss):
     Args:
         trades_weight: 1 / lambda' of the paper's Section D.3, > 0. It matters beside an entropy, not for the sign of a
             gradient.
+
+    Raises:
+        TypeError, ValueError: for a bad argument, by name.
     """
 
     trades_weight: float = 6.0

@@ -290,7 +290,7 @@ def linf_step_(
     Args:
         x_adv: ``[B, ...]``, contiguous or channels_last; x's dtype, or bfloat16 or float16 when that is float32.
         grad: like x_adv, in x's dtype or a 16-bit one.
-        x: the images, float32 or float64.
+        x: the images ``[B, ...]``, float32 or float64.
         step_size: finite; negative descends.
         epsilon: radius of the ball, > 0.
         lower, upper: data bounds, lower < upper; may be infinite.
@@ -376,7 +376,7 @@ def uniform_start_(
 
     Args:
         x_adv: ``[B, ...]``, contiguous or channels_last; x's dtype, or bfloat16 or float16 when that is float32.
-        x: the images, float32 or float64.
+        x: the images ``[B, ...]``, float32 or float64.
         noise, draw, first_example: as for :func:`tanh_gaussian_sample`; the words of the draw become uniforms.
         epsilon, lower, upper: as for :func:`linf_step_`.
 

@@ -20,7 +20,8 @@ _PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(counter: tuple[torch.Tensor, ...], key: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Philox4x32-10: four int64 tensors of 32-bit counter words and two of key words -> four of random words."""
+    """Philox4x32-10: four int64 tensors of 32-bit counter words and two of key words -> four of random words, of the
+    counter's shape, which may be any shape that the key's can be broadcast to."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -87,7 +88,7 @@ def _tanh_derivative(u: torch.Tensor) -> torch.Tensor:
 def log_tanh_derivative(u: torch.Tensor, offset: float = 0.0) -> torch.Tensor:
     """log(1 - tanh(u)^2 + offset) of each element of u, any shape, for an offset >= 0.
 
-    Without offset it is 2 (log 2 - \|u\| - log1p(exp(-2 \|u\|))), which does not saturate.
+    Without offset it is 2 (log 2 - |u| - log1p(exp(-2|u|))), which does not saturate.
     """
     if offset > 0:
         return torch.log(_tanh_derivative(u) + offset)
@@ -132,7 +133,7 @@ def tanh_gaussian_sample(
     density: bool = True,
     log_offset: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Samples and their negative log density; differentiable in x, mu and rho by autograd."""
+    """Samples ``[k, B, ...]`` and their negative log density ``[k, B]``, differentiable in x, mu, rho by autograd."""
     r = normal(mu, noise, samples=samples, draw=draw, first_example=first_example)  # [k, B, ...]
     sigma = _softplus(rho)
     u = mu + sigma * r
@@ -227,7 +228,8 @@ def tanh_gaussian_ascent_step_and_sample_(
     out: torch.Tensor | None = None,
     **step_options,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The step, with ``step_options``, then the next samples in the dtype of ``grad_x_adv``."""
+    """The step, with ``step_options``, then the next samples ``[k, B, ...]`` in the dtype of ``grad_x_adv``, and their
+    negative log density ``[k, B]``."""
     shared = {"epsilon": epsilon, "lower": lower, "upper": upper, "first_example": first_example}
     tanh_gaussian_ascent_step_(
         mu, rho, grad_x_adv, x, noise, draw=draw, log_offset=log_offset, **shared, **step_options
@@ -257,7 +259,8 @@ def linf_step_(
     x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, *,
     step_size: float, epsilon: float, lower: float = 0.0, upper: float = 1.0,
 ) -> torch.Tensor:
-    """x_adv <- clamp(clip(x_adv + step_size sign(grad), x - epsilon, x + epsilon), lower, upper) (paper, Eq. 3)."""
+    """x_adv ``[B, ...]`` <- clamp(clip(x_adv + step_size sign(grad), x - epsilon, x + epsilon), lower, upper) (paper,
+    Eq. 3)."""
     moved = x_adv.to(x.dtype) + step_size * torch.sign(grad.to(x.dtype))
     return x_adv.copy_(_project_linf(moved, x, epsilon, lower, upper))
 
@@ -266,7 +269,7 @@ def momentum_linf_step_(
     x_adv: torch.Tensor, momentum: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, *,
     step_size: float, decay: float = 1.0, epsilon: float, lower: float = 0.0, upper: float = 1.0,
 ) -> torch.Tensor:
-    """momentum <- decay momentum + grad / ||grad||_1, per example; then a step along its sign (MIM)."""
+    """momentum ``[B, ...]`` <- decay momentum + grad / ||grad||_1, per example; then a step along its sign (MIM)."""
     grad = grad.double()
     norm = _per_example(grad.reshape(len(grad), -1).abs().sum(1), x)
     momentum.mul_(decay).add_(torch.where(norm == 0, 0.0, grad / norm).to(x.dtype))
@@ -277,7 +280,8 @@ def l2_step_(
     x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, *,
     step_size: float, epsilon: float, lower: float = 0.0, upper: float = 1.0,
 ) -> torch.Tensor:
-    """A step along grad / ||grad||_2, projected onto the L2 ball around x, then onto the data bounds."""
+    """A step of x_adv ``[B, ...]`` along grad / ||grad||_2, projected onto the L2 ball around x, then onto the data
+    bounds."""
     grad = grad.double()
     norm = _per_example(torch.linalg.vector_norm(grad.reshape(len(grad), -1), dim=1), x)
     direction = torch.where(norm == 0, 0.0, grad / norm).to(x.dtype)
@@ -291,7 +295,7 @@ def uniform_start_(
     x_adv: torch.Tensor, x: torch.Tensor, noise: torch.Tensor, *,
     epsilon: float, lower: float = 0.0, upper: float = 1.0, draw: int = 0, first_example: int = 0,
 ) -> torch.Tensor:
-    """x_adv <- clamp(x + epsilon U(-1, 1), lower, upper)."""
+    """x_adv ``[B, ...]`` <- clamp(x + epsilon U(-1, 1), lower, upper)."""
     words = noise_words(x.shape, noise, 1, draw, first_example)
     lanes = [(word.to(torch.float32) * 2.0**-32 + 2.0**-33) * 2.0 - 1.0 for word in words]
     uniform = _lanes_to_elements(lanes, x.shape)[0].to(x.dtype)

@@ -165,8 +165,9 @@ class Trainer:
             loader: gives (images, labels) as :meth:`step` takes them; iterated once per epoch. Minibatches from host
                 memory are copied to a GPU one ahead, while it works.
             epochs: >= 1.
-            scheduler: of the learning rate; its ``step()`` is called once per epoch or per minibatch, as
-                ``schedule_every`` says.
+            scheduler: of the learning rate. Default: None, for a constant one.
+            schedule_every: whether its ``step()`` is called once per ``"epoch"`` (default) or per minibatch,
+                ``"step"``.
             callbacks: each is called after every epoch.
             between_steps: called between the minibatches of an epoch. There, and in callbacks, :meth:`state_dict` tells
                 all that it takes to go on.

@@ -1,11 +1,10 @@
-"""docs/options.md and docs/api.md say what the code says, and the code says what each option, name and parameter is."""
+"""docs/options.md and docs/api.md say what the code says, and the code says what each option is."""
 
 from __future__ import annotations
 
 import inspect
 import re
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,7 @@ from adt_fast.commands import COMMANDS
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from tools.reference import FOLDER, PAGES
-from tools.reference.api import attributes, constructor_parameters, members, public_modules, public_objects
 from tools.reference.options import command_options
-
-OBJECTS = [one for module in public_modules() for one in public_objects(module) if one.home == module.__name__]
-DOCSTRINGS = {one.title: one.docstring for one in OBJECTS}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -66,55 +61,3 @@ def test_pages_are_the_same_everywhere(name):
     text = (FOLDER / name).read_text()
     assert not re.search(r"\b0x[0-9a-f]{6}|<function|<class|<factory|object at", text)
     assert str(FOLDER.parent) not in text and str(Path.home()) + "/" not in text
-
-
-def test_every_public_module_and_name_has_a_docstring():
-    assert [module.__name__ for module in public_modules() if not inspect.getdoc(module)] == []
-    assert [title for title, docstring in DOCSTRINGS.items() if not docstring] == []
-    undocumented = [
-        f"{one.title}.{name}"
-        for one in OBJECTS if isinstance(one.value, type)
-        for name, value in members(one.value).items() if not inspect.getdoc(value)
-    ]  # fmt: skip
-    assert undocumented == []
-
-
-def callables():
-    """Title, parameters and what describes them, of every public function, constructor and method."""
-    for one in OBJECTS:
-        module = inspect.getdoc(sys.modules[one.home])
-        if inspect.isfunction(one.value):
-            yield one.title, list(inspect.signature(one.value).parameters), one.docstring + module
-        if isinstance(one.value, type):
-            own = "\n".join([with_attributes(one), module])
-            yield one.title, [parameter.name for parameter in constructor_parameters(one.value) or ()], own
-            for name, value in members(one.value).items():
-                function = getattr(value, "__func__", value)
-                if inspect.isfunction(function):
-                    same = [getattr(base, name).__doc__ or "" for base in one.value.__mro__ if hasattr(base, name)]
-                    yield f"{one.title}.{name}", list(inspect.signature(function).parameters), "\n".join([own, *same])
-
-
-@cache
-def with_what_it_names(text):
-    """And the docstrings of the public objects that it names as code."""
-    names = set(re.findall(r"`~?([\w.]+)`", text))
-    return "\n".join([text, *(with_attributes(one) for one in OBJECTS if one.title in names or one.name in names)])
-
-
-def with_attributes(one):
-    """The docstring of a public object, and the names and texts of its attributes."""
-    texts = attributes(one.value).items() if isinstance(one.value, type) else ()
-    return "\n".join([one.docstring, *(f"{name}: {text}" for name, text in texts)])
-
-
-def test_every_parameter_is_documented():
-    missing = []
-    for title, parameters, text in callables():
-        module, _, name = title.rpartition(".")
-        if module == "adt_fast.reference":  # whose docstring refers to the operators of the same name
-            text += DOCSTRINGS.get(f"adt_fast.ops.{name}", "")
-        text = with_what_it_names(with_what_it_names(text))
-        known = {"self", "cls", *re.findall(r"\w+", text)}
-        missing += [f"{title}: {name}" for name in parameters if name not in known]
-    assert missing == []

@@ -46,7 +46,11 @@ class AnalysisResult(ABC):
 
     @abstractmethod
     def draw(self, figure: Figure) -> None:
-        """Draws into an empty figure, whose width is a column's of a paper unless this sets its size."""
+        """Draws the numbers.
+
+        Args:
+            figure: an empty one, whose width is a column's of a paper unless this sets its size.
+        """
 
     def plot(self) -> Figure:
         """The figure, in the house style. It is not registered with pyplot, and so needs no closing.

@@ -40,6 +40,7 @@ class TransferMatrix(AnalysisResult):
     natural: Tensor
     """``[targets]``, int64: of the images as they are."""
     images: int
+    """How many."""
 
     @property
     def accuracies(self) -> Tensor:
@@ -91,6 +92,9 @@ def transfer_attacks(epsilon: float = 8 / 255, seed: int = 0) -> dict[str, Attac
     Args:
         epsilon: radius of the L-infinity ball, > 0, in the images' units.
         seed: of PGD's random start, in [0, 2**63).
+
+    Raises:
+        TypeError, ValueError: for a bad argument, by name.
     """
     check_ball(epsilon, 0.0, 1.0)
     check_int("seed", seed, 0, 2**63)

@@ -83,7 +83,12 @@ class AmortizedAttack(Attack):
 
     @abstractmethod
     def sample(self, images: Tensor, labels: Tensor) -> AmortizedSample:
-        """A sample for a minibatch that was checked; the networks run in the mode they are in. Uses up to one draw."""
+        """A sample for a minibatch that was checked; the networks run in the mode they are in. Uses up to one draw.
+
+        Args:
+            images: ``[B, C, H, W]``, float32 or float64, in [lower, upper], on the model's device.
+            labels: int64 ``[B]``, the true classes.
+        """
 
     @torch.no_grad()
     def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -94,7 +99,11 @@ class AmortizedAttack(Attack):
 
     @torch.no_grad()
     def generator_inputs(self, images: Tensor, labels: Tensor) -> Tensor:
-        """[x, g1, g2], ``[B, 3 C, H, W]``, from the model in the attack's ``model_mode``."""
+        """[x, g1, g2], ``[B, 3 C, H, W]``, from the model in the attack's ``model_mode``.
+
+        Args:
+            images, labels: as for :meth:`sample`.
+        """
         (inputs,) = self.run_on_engine(self._stack, images, labels, (self.clamp, self.gradient_scale))
         return inputs
 

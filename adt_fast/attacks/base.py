@@ -122,6 +122,10 @@ class Attack(ABC):
 
         This is what training methods use: it trusts its arguments.
 
+        Args:
+            images: ``[B, C, H, W]``, float32 or float64, in [lower, upper], on the model's device.
+            labels: int64 ``[B]``, the true classes; those to go for with ``target="given"``.
+
         Raises:
             ValueError: if the images go beyond the :attr:`share`.
         """
@@ -216,7 +220,13 @@ class Attack(ABC):
         return self.input_gradient.run(loop, images.detach(), labels, reads=reads, key=key)
 
     def targets(self, gradient: GradientSession, images: Tensor, labels: Tensor) -> Tensor:
-        """What the loss compares logits with: classes, or what it makes of the logits of the natural images."""
+        """What the loss compares logits with, ``[B, ...]``: classes, or what it makes of the natural images' logits.
+
+        Args:
+            gradient: the engine's session for this minibatch.
+            images: ``[B, C, H, W]``, the natural ones.
+            labels: int64 ``[B]``, as for :meth:`perturb`.
+        """
         loss = self.input_gradient.loss
         if isinstance(loss, RelativeLoss):
             return loss.targets(gradient.logits(images))

@@ -82,7 +82,11 @@ class FeatureScatter(Attack):
         return (x_adv,)
 
     def distance(self, natural: Tensor, perturbed: Tensor) -> Tensor:
-        """<T, C> of logits ``[B, num_classes]`` and ``[B', num_classes]``, a number, differentiable in both."""
+        """<T, C>, a number, differentiable in both logits.
+
+        Args:
+            natural, perturbed: logits ``[B, num_classes]`` and ``[B', num_classes]``.
+        """
         cost = 1 - F.cosine_similarity(natural.unsqueeze(1), perturbed.unsqueeze(0), dim=2)  # [B, B']
         plan = sinkhorn_plan(cost, self.regularization, iterations=self.iterations, tolerance=self.tolerance)
         return (plan * cost).sum()

@@ -24,6 +24,7 @@ class ForeignModel:
     """A model in a file of others, in our terms."""
 
     model_name: str
+    """The architecture."""
     model_kwargs: dict[str, Any]
     """With `model_name`, the arguments of `create_model`."""
     state: dict[str, Tensor]

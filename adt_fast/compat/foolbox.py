@@ -93,7 +93,7 @@ class LinfPGD(_Attack):
 
 
 class L2PGD(_Attack):
-    """:class:`adt_fast.attacks.PGD` in the L2 ball; step sizes as in :class:`LinfPGD`."""
+    """:class:`adt_fast.attacks.PGD` in the L2 ball; ``rel_stepsize`` and ``abs_stepsize`` as in :class:`LinfPGD`."""
 
     def __init__(
         self,
@@ -108,7 +108,8 @@ class L2PGD(_Attack):
 
 
 class LinfMomentumIterativeFastGradientMethod(_Attack):
-    """See :class:`adt_fast.attacks.MIM`; step sizes as in :class:`LinfPGD`."""
+    """See :class:`adt_fast.attacks.MIM`, whose decay ``momentum`` is; ``rel_stepsize`` and ``abs_stepsize`` as in
+    :class:`LinfPGD`."""
 
     def __init__(
         self, *, momentum: float = 1.0, rel_stepsize: float = 0.2, abs_stepsize: float | None = None, steps: int = 10

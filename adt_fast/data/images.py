@@ -19,8 +19,10 @@ class DataError(ValueError):
 class ImageData:
     """Images and labels of one split of a data set.
 
-    images: uint8 [N, C, H, W], 0 to 255, N at least 1. labels: int64 [N], 0 to num_classes - 1, on the same device.
-    num_classes: how many classes there are. name: the data set's name, e.g. "cifar10".
+    images: uint8 [N, C, H, W], 0 to 255, N at least 1.
+    labels: int64 [N], 0 to num_classes - 1, on the same device.
+    num_classes: how many classes there are.
+    name: the data set's name, e.g. "cifar10".
     mean, std: per channel, of the training images in [0, 1]; what a model's normalisation takes.
 
     Raises TypeError or ValueError that names the field, where one of these is not so.

@@ -27,8 +27,8 @@ class BatchLoader:
     """Iterates over (images float32 [B, C, H, W] in [0, 1], labels int64 [B]), both on `device`.
 
     data: moved to `device` once, as 8-bit images; everything else happens there, a batch at a time.
-    batch_size: at least 1. The last batch of an epoch is smaller where it does not divide the data, or is left out with
-        drop_last=True.
+    batch_size: at least 1. The last batch of an epoch is smaller where it does not divide the data.
+    device: where the batches are made; "cpu" (default), or a GPU.
     shuffle: a new order every epoch; otherwise the data's order.
     crop_padding: pixels of zeros on each side before a random crop to the image's size, less than that size; 0
         (default) for no crop.
@@ -37,6 +37,7 @@ class BatchLoader:
         and flip, and cut off at the image's border (DeVries & Taylor, 2017); at most the image's smaller side, 0
         (default) for none.
     seed: 0 to 2**64 - 1.
+    drop_last: leave out the last batch of an epoch where it is smaller than the others.
     channels_last: memory layout of the images.
     num_replicas, rank: how many processes share each batch, and which one this is, from 0. A process gets rows
         rank * n // num_replicas to (rank + 1) * n // num_replicas of a batch of n, so batch_size is that of all of them

@@ -111,6 +111,7 @@ def create_attack(
 
     Raises:
         ValueError: if the name or an option is unknown or impossible, or ``source`` is missing.
+        TypeError: if the name or the engine is of another type.
         ImportError: if the attack needs a package that is not installed.
     """
     if not isinstance(name, str):

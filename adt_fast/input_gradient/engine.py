@@ -44,7 +44,7 @@ class GradientSession:
 
     :meth:`InputGradient.run` makes it, with the model, dtype, chunk and loss of now. A call gives
     :class:`InputGradients`; ``x`` are images ``[N, C, H, W]`` and ``labels`` int64 ``[N]``, as there, and ``scale``
-    too. """
+    too."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class GradientSession:
         return self.dtype in HALF_DTYPES
 
     def layout(self, images: Tensor) -> torch.memory_format:
-        """The memory layout in which the classifier takes images without a copy."""
+        """The memory layout in which the classifier takes images ``[N, C, H, W]`` without a copy."""
         runs_twin = isinstance(self._engine.twin, AttackTwin)
         return torch.channels_last if runs_twin and images.dim() == 4 else preferred_layout(images)
 
@@ -123,8 +123,8 @@ class GradientSession:
         return magnitudes
 
     def require_finite(self, magnitudes: Tensor) -> None:
-        """Raises FloatingPointError where one of the gradients was not finite, by their magnitudes. Waits for the
-        device."""
+        """Raises FloatingPointError where one of the gradients was not finite, by their magnitudes ``[n]``, see
+        :meth:`take_magnitudes`. Waits for the device."""
         finite = torch.isfinite(magnitudes)
         if bool(finite.all()):
             return
@@ -287,8 +287,9 @@ class InputGradient:
 
         Args:
             loop: see :data:`Loop`.
-            images: ``[B, C, H, W]``; labels: ``[B]``. What the loop is called with.
-            reads: other tensors that the loop reads, in place: the state of its noise.
+            images: ``[B, C, H, W]``, what the loop is called with.
+            labels: ``[B]``, likewise.
+            reads: other tensors, of any shape, that the loop reads, in place: the state of its noise.
             key: all settings that the loop depends on. With a key the loop may be captured in a CUDA graph.
 
         Raises:

@@ -32,7 +32,7 @@ class _ReverseGradient(torch.autograd.Function):
 
 
 def reverse_gradient(x: Tensor) -> Tensor:
-    """x itself; what it was made of gets minus the gradient."""
+    """x itself, of any shape; what it was made of gets minus the gradient."""
     return _ReverseGradient.apply(x)
 
 
@@ -114,12 +114,16 @@ class JointTraining:
         average_([parameter.grad for parameter in parameters if parameter.grad is not None], group)
 
     def save(self, path: str | os.PathLike[str], metadata: dict[str, Any]) -> None:
-        """Writes the state and any plain metadata to a file, see :func:`adt_fast.checkpoint.save_checkpoint`."""
+        """Writes the state and any plain metadata to a file.
+
+        Args:
+            path, metadata: see :func:`adt_fast.checkpoint.save_checkpoint`.
+        """
         tensors, structure = pack_state(self.state_dict())
         save_checkpoint(path, tensors, {"joint_training": structure, "extra": metadata})
 
     def load(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """Restores what :meth:`save` wrote, and gives its metadata.
+        """Restores what :meth:`save` wrote to ``path``, and gives its metadata.
 
         Raises:
             OSError, CheckpointError: see :func:`adt_fast.checkpoint.load_checkpoint`; CheckpointError also if it is a

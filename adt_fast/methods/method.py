@@ -60,6 +60,10 @@ class Method:
         """The images to train on, for a minibatch that was checked.
 
         The maximizer puts its model in a mode of its own, and back.
+
+        Args:
+            images: ``[B, C, H, W]``, float32 or float64, in [0, 1], on the model's device.
+            labels: int64 ``[B]``, the true classes.
         """
         if self.maximizer is None:
             return Perturbed(images.unsqueeze(0), None)

@@ -39,6 +39,9 @@ class CrossEntropy:
 
     Args:
         label_smoothing: s in [0, 1): the true class weighs 1 - s, and the others share s, as FeaScatter has it.
+
+    Raises:
+        TypeError, ValueError: for a bad argument, by name.
     """
 
     label_smoothing: float = 0.0
@@ -72,6 +75,9 @@ class HalfClean:
     Args:
         logit_weight: beta >= 0 of the mean squared difference between the logits of an image and of its adversarial
             form (adversarial logit pairing; Kannan et al., 2018).
+
+    Raises:
+        TypeError, ValueError: for a bad argument, by name.
     """
 
     logit_weight: float = 0.0
@@ -102,6 +108,9 @@ class Trades:
         repeat_natural: send the images through the model a second time for the KL term, as the published code of TRADES
             does, instead of using the logits that are there. The loss is the same, unless the model is random; batch
             norm in train mode counts the images twice in its running statistics.
+
+    Raises:
+        TypeError, ValueError: for a bad argument, by name.
     """
 
     trades_weight: float = 6.0

@@ -34,6 +34,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> normalised ones, of the same shape."""
         return (images - self.mean) / self.std
 
     def extra_repr(self) -> str:

@@ -85,10 +85,10 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
 def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
     """The model with its batch norms over all processes: torch.nn.SyncBatchNorm, or :class:`SyncBatchNorm` on a CPU.
 
-    The model is changed in place, and returned; one that is a batch norm itself is replaced. Parameters and buffers
-    stay the same objects under the same names, so optimizers and checkpoints know them. In eval mode, and for attacks
-    in eval mode, nothing changes.
+    Parameters and buffers stay the same objects under the same names, so optimizers and checkpoints know them. In eval
+    mode, and for attacks in eval mode, nothing changes.
 
+    model: changed in place, and returned; one that is a batch norm itself is replaced.
     process_group: the processes; None, the default, is the default group. On a GPU a model with another group than
         that cannot be deep-copied, for torch.nn.SyncBatchNorm cannot.
 

@@ -7,7 +7,7 @@ import inspect
 import re
 import textwrap
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from types import ModuleType
 
 
@@ -38,6 +38,25 @@ def as_prose(text: str) -> str:
 def first_paragraph(text: str) -> str:
     """On one line."""
     return " ".join(text.split("\n\n")[0].split())
+
+
+def with_entries(text: str) -> dict[str, str]:
+    """What a docstring says of each name in lines such as ``lower, upper: the data bounds.``, with what is below them
+    and further in."""
+    entries: dict[str, str] = {}
+    lines = text.splitlines()
+    for place, line in enumerate(lines):
+        if match := re.match(r"(\s*)((?:\*{0,2}\w+, )*\*{0,2}\w+): (.*)", line):
+            indent, names, rest = match.groups()
+            said = " ".join([rest, *_further_in(indent, lines[place + 1 :])])
+            for name in names.replace("*", "").split(", "):
+                entries[name] = f"{entries.get(name, '')} {said}".strip()
+    return entries
+
+
+def _further_in(indent: str, lines: list[str]) -> list[str]:
+    """The first of the lines, as far as they are indented more."""
+    return [line.strip() for line in takewhile(lambda one: not one.strip() or one.startswith(f"{indent} "), lines)]
 
 
 @cache
