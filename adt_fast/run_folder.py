@@ -29,7 +29,7 @@ _MAXIMIZER_NAME = "maximizer.safetensors"
 
 
 class RunFolder:
-    """A run's folder, which no other process can have at the same time: see :class:`adt_fast._folder_lock.FolderLock`.
+    """A run's folder, which no other process can have at the same time: see :class:`FolderLock`.
 
     Args:
         path: must not exist yet, or be empty; missing parents are made.
