@@ -2,7 +2,7 @@
 
 Eager calls do not come here: an autograd.Function costs a third of a custom operator's dispatch. Each operator has a
 fake kernel (shapes, dtypes and layouts without data), and the sampler has its autograd formula. Checks run when the
-operator does.
+operator does. Parameters are written out every time, for torch.library reads an operator's schema from them.
 """
 
 from __future__ import annotations

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Protocol
 
 import torch
+
+from ..config import TrainConfig
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
@@ -35,6 +38,11 @@ class CommandFailed(Exception):
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+
+def train_config(command: TrainConfig) -> TrainConfig:
+    """The settings of training of a command that has others besides."""
+    return TrainConfig(**{field.name: getattr(command, field.name) for field in fields(TrainConfig)})
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from ..analysis.sweep import ENTROPY_WEIGHTS
 from ..config import TrainConfig
 from ..run_folder import name_by_time
 from ._analysis import print_saved
-from .command import begun
+from .command import begun, train_config
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class EntropySweep(TrainConfig):
     """Folder of the sweep; one that was interrupted continues where it is given again."""
 
     def __call__(self) -> None:
-        config = TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+        config = train_config(self)
         folder = self.output or name_by_time("runs/entropy-sweep")
         print(f"{config.method} on {config.dataset}, in {folder}\n")
         print("  lambda  natural   PGD-20  nats per element", flush=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from ..config import TrainConfig
 from ..evaluation.table import aligned
 from ..machine import device_name
 from ._analysis import Output
-from .command import begun
+from .command import begun, train_config
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class EpochTime(TrainConfig):
     """A new or empty folder, for data.json, data.csv, figure.png and figure.pdf."""
 
     def __call__(self) -> None:
-        config = TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+        config = train_config(self)
         output = Output(output=self.output)
         output.check_output()
         with begun():

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
@@ -22,7 +22,7 @@ from ..experiment import DEFAULT_SAVE_EVERY, TrainingRun
 from ..processes import Processes, local_device
 from ..trainer import EpochResult
 from ..validation import Validated
-from .command import INTERRUPTED, CommandFailed, begun
+from .command import INTERRUPTED, CommandFailed, begun, train_config
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Train(TrainConfig):
     and after Ctrl-C."""
 
     def __call__(self) -> None:
-        config = TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+        config = train_config(self)
         if self.print_config:
             print(yaml.safe_dump(config.resolved().as_dict(), sort_keys=False), end="")
             return
