@@ -9,6 +9,9 @@ import math
 
 import torch
 
+LONGEST_REASON = 500
+"""Characters of another one's message in ours; it may quote a hostile file."""
+
 
 def check_int(name: str, value: int, lowest: int, end: int) -> None:
     """An int in [lowest, end)."""

@@ -12,14 +12,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import yaml
 
-from ._checks import shown
+from ._checks import LONGEST_REASON, shown
 from ._option_text import parse_number
 from ._suggest import unknown_name_message
 from .config import TrainConfig
 from .method_options import without_foreign_options
 
-_LONGEST_REASON = 500
-"""Characters of a message that may come from a hostile file."""
 _DEEPEST = 20
 _BUNDLED = resources.files("adt_fast") / "configs"
 _NOT_SETTINGS = ("output",)  # a run's own folder is in use when its config.yaml is read again
@@ -107,7 +105,7 @@ def _load(source: str, beside: Path, seen: tuple[str, ...]) -> dict[str, Any]:
     try:
         content = yaml.load(text, _SettingsLoader)
     except Exception as error:  # YAML's own, and nearly any other for a text that is tagged as what it is not
-        reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
         raise ValueError(f"{source} is no YAML file: {reason}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{source} must map settings to values, got {type(content).__name__}")

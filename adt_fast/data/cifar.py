@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from .._checks import LONGEST_REASON
 from .download import check_md5, download_file
 from .images import DataError, ImageData
 from .restricted_pickle import load_dict
@@ -155,7 +156,7 @@ def _read_archive(archive: Path, folder: str, files: Iterable[str]) -> dict[str,
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged archive raises nearly anything: OSError, zlib.error, RecursionError, ...
-        reason = str(error)[:500] or type(error).__name__
+        reason = str(error)[:LONGEST_REASON] or type(error).__name__
         raise DataError(f"{archive} is damaged, or no archive ({reason}): fetch it again") from error
     missing = [member for member, file in members.items() if file not in contents]
     if missing:

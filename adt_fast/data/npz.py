@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from .._checks import shown
+from .._checks import LONGEST_REASON, shown
 from .images import DataError, ImageData, check_limit
 
 _CHUNK_BYTES = 1 << 24
 _MOST_HEADER_BYTES = 10_000  # NumPy's own limit
-_LONGEST_REASON = 500  # characters; NumPy's messages quote the header
 # What NumPy writes. A byte of deflate's holds at most 1032 bytes, so a longer array than that is not in the file.
 _MOST_EXPANSION = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 _READ_HEADER = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -59,7 +58,7 @@ def load_npz(path: str | os.PathLike[str], like: ImageData, limit: int | None = 
         except (DataError, MemoryError):  # images that are more than the memory are not damaged
             raise
         except Exception as error:  # a damaged file raises nearly anything
-            reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+            reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]  # NumPy's messages quote the header
             raise DataError(f"{path} is damaged, or no .npz file ({reason})") from error
     return ImageData(images, labels, like.num_classes, path.stem, like.mean, like.std)
 

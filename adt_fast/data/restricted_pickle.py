@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import LONGEST_REASON
+
 # A published file holds a handful of tuples (shapes and states). Hashing one that is nested a million times overflows
 # the stack of Python itself.
 _MOST_TUPLES = 1000
-_LONGEST_REASON = 500
-"""Characters of a message that may come from a hostile file."""
 
 
 class _Dtype:
@@ -97,9 +97,9 @@ def load_dict(pickled: bytes) -> dict[str, Any]:
             raise pickle.UnpicklingError(f"holds a {type(content).__name__}, not a dict")
         return {_text(key): value.array if isinstance(value, _Array) else value for key, value in content.items()}
     except pickle.UnpicklingError as error:
-        raise pickle.UnpicklingError(str(error)[:_LONGEST_REASON]) from error
+        raise pickle.UnpicklingError(str(error)[:LONGEST_REASON]) from error
     except Exception as error:  # a damaged pickle raises nearly anything: EOFError, KeyError, MemoryError, ...
-        what = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+        what = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
         raise pickle.UnpicklingError(f"is damaged, or no pickle ({what})") from error
 
 

@@ -140,6 +140,7 @@ class InputGradient:
             key: all settings that the loop depends on. With a key the loop may be captured in a CUDA graph.
 
         Raises:
+            ValueError: if there is no image, or not a label for each.
             FloatingPointError: if a gradient is not finite and ``check_finite`` is on.
         """
         check_lengths(images, labels)
