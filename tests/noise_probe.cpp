@@ -45,7 +45,7 @@ int print_radial() {
   Floats least = splat<Floats>(INFINITY), largest{};
   for (uint64_t word = 0; word < (uint64_t{1} << 32); word += kLanes) {
     const Uints words = lane_numbers<Floats>() + static_cast<uint32_t>(word);
-    const Floats uniform = radial_uniform<Floats>(words), radius = box_muller_radius<Floats>(words);
+    const Floats uniform = unit_uniform(words), radius = box_muller_radius<Floats>(words);
     not_finite -= ~(absolute(radius) <= 3e38f);
     outside -= ~((uniform > 0.0f) & (uniform <= 1.0f));
     least = radius < least ? radius : least;

@@ -43,7 +43,7 @@ void uniform_start(const UniformStartArgs& args, int64_t first, int64_t last) {
         const Tile& tile = chunk.tile[t];
         const PhiloxWords<UintOf<V>> words = tile_words<V>(tile, args.shape.channels, row);
         TileValues<V> x, v;
-        for (int i = 0; i < 4; ++i) v[i] = symmetric_uniform<V>(words.word[i]);
+        for (int i = 0; i < 4; ++i) v[i] = symmetric_uniform(words.word[i]);
         interleave_planes(v);
         load_tile<V>(static_cast<const Scalar<V>*>(args.x) + start, tile, x);
         for (int i = 0; i < 4; ++i) v[i] = project_linf<V>(x[i] + epsilon * v[i], x[i], epsilon, lower, upper);

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kTileThreads)
     T x[Tile::kElements], x_adv[Tile::kElements];
     tile.load(static_cast<const T*>(args.x) + start, x);
     for_each_word(tile, stream.row(0, example), [&](int i, uint32_t word) {
-      const T v = x[i] + bounds.epsilon * symmetric_uniform<T>(word);
+      const T v = x[i] + bounds.epsilon * symmetric_uniform(word);
       x_adv[i] = project_linf<T>(v, x[i], bounds.epsilon, bounds.lower, bounds.upper);
     });
     tile.store(static_cast<S*>(args.x_adv) + start, x_adv);

@@ -3,7 +3,7 @@
 // Every formula in this folder is a template over V, the type it computes in:
 //   float        one CUDA thread's element, and the scalar tails of CPU code
 //   double       the float64 operators (gradcheck and reference use)
-//   cpu::Floats  16 floats (csrc/cpu/vector.h), which the compiler lowers to one, two or four registers
+//   Floats       as many floats as a register holds (csrc/cpu/vector.h)
 // Comparison yields a bool for the scalars and a lane mask for the vector, and `mask ? a : b` reads the same for
 // both, so the formulas need nothing beyond the few names below. A vector type belongs to no namespace, so its
 // overloads of to_float, multiply_wide and square_root must be seen before the formulas: include vector.h first.

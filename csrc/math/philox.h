@@ -8,6 +8,8 @@
 //   word 2  stream offset, low 32 bits
 //   word 3  Monte Carlo sample s (24 bits) | stream offset, bits 32..39 (8 bits)
 //
+// What these widths cannot hold is refused before it comes here (adt_fast/noise.py has the limits).
+//
 // An example [C, P] of C channels and P pixels (P is the product of the sizes after the channel) numbers its blocks
 // by pixel group and channel: element (channel c, pixel p) is lane p % 4 of block (p / 4) * C + c. So a CUDA thread
 // or a CPU vector that owns four neighbouring pixels needs one block per channel, whichever way memory is laid out.
@@ -19,12 +21,6 @@ namespace adt {
 inline namespace ADT_ISA {
 
 constexpr int kNormalsPerBlock = 4;
-
-// Limits that follow from the widths above; the Python layer refuses what exceeds them.
-constexpr int64_t kMaxSamples = int64_t{1} << 24;
-constexpr int64_t kMaxExamples = int64_t{1} << 32;
-constexpr int64_t kMaxBlocks = int64_t{1} << 32;
-constexpr int64_t kMaxOffset = int64_t{1} << 40;
 
 template <class U> struct PhiloxWords {
   U word[4];
