@@ -1,6 +1,7 @@
 """Drives CMakeLists.txt, the one description of the native build, and notes the commit that is built."""
 
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -12,6 +13,14 @@ from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 COMMIT = runpy.run_path(str(ROOT / "adt_fast" / "_commit.py"))
+
+
+def version() -> str:
+    """That of the package; with ADT_FAST_VERSION_LABEL=cpu, as in 0.1.0+cpu, to tell wheels of one version apart."""
+    written = (ROOT / "adt_fast" / "__init__.py").read_text()
+    (number,) = re.findall(r'^__version__ = "(.+)"$', written, re.MULTILINE)
+    label = os.environ.get("ADT_FAST_VERSION_LABEL", "")
+    return f"{number}+{label}" if label else number
 
 
 def note_commit(root: str) -> None:
@@ -76,6 +85,7 @@ class CMakeBuild(build_ext):
 
 
 setup(
+    version=version(),
     ext_modules=[CMakeExtension("adt_fast._C")],
     cmdclass={"build_ext": CMakeBuild, "build_py": BuildPython, "sdist": SourceDistribution},
 )

@@ -29,7 +29,7 @@ def _parse_integer(text: str) -> int:
         raise ValueError(f"expected a whole number, got {text!r}") from None
 
 
-def argument(parse: Callable[[str], Any], metavar: str) -> tyro.constructors.PrimitiveConstructorSpec:
+def argument(parse: Callable[[str], Any], metavar: str) -> tyro.constructors.PrimitiveConstructorSpec[Any]:
     """How the command line reads a value that may also be left out (None)."""
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,

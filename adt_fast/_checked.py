@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from . import _launch
 from ._checks import check_ball, check_bool, check_choice, check_finite, check_int, check_not_negative
 from ._launch import Ascent, Ball, Draw
-from ._layout import layout_of
+from ._layout import layout_of, preferred_layout
 from ._tensor_checks import (
     check_activation,
     check_batch,
@@ -86,11 +88,11 @@ def ascend(
     check_choice("entropy_reduction", entropy_reduction, ("sum", "mean"))
     check_choice("update", update, ("adam", "sign"))
     check_written("mu", mu)
-    layout = layout_of(mu)
+    layout = preferred_layout(mu)
     check_written("rho", rho, layout)
     if (sum_mu is None) != (sum_rho is None):
         raise ValueError("accumulated must hold two tensors, (sum_mu, sum_rho), or be None")
-    if sum_mu is not None:
+    if sum_mu is not None and sum_rho is not None:
         for name, tensor in (("accumulated[0]", sum_mu), ("accumulated[1]", sum_rho)):
             check_like(name, tensor, "mu", mu)
             check_written(name, tensor, layout)
@@ -109,7 +111,7 @@ def ascend(
         _launch.entropy_weight_per_element(entropy_weight, entropy_reduction, mu),
         log_offset,
     )
-    accumulated = None if sum_mu is None else (sum_mu, sum_rho)
+    accumulated = None if sum_mu is None or sum_rho is None else (sum_mu, sum_rho)
     return _launch.ascent(
         mu, rho, grad_x_adv, x, Draw(noise, draw, first_example), Ball(epsilon, lower, upper), step, accumulated,
         next_draw, density, out,
@@ -137,8 +139,9 @@ def projected_step(
     check_not_negative("decay", decay, x.dtype)
     check_written("x_adv", x_adv)
     if kind == "momentum_linf_step":
-        check_like("momentum", momentum, "x", x)
-        check_written("momentum", momentum, layout_of(x_adv))
+        wanted: Any = momentum  # None is refused
+        check_like("momentum", wanted, "x", x)
+        check_written("momentum", wanted, layout_of(x_adv))
     check_separate({"x_adv": x_adv, "momentum": momentum}, {"x": x, "grad": grad})
     _launch.projected_step(kind, x_adv, grad, x, Ball(epsilon, lower, upper), step_size, decay, momentum)
     return x_adv

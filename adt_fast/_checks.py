@@ -78,7 +78,7 @@ def _check_number(name: str, value: float) -> None:
     try:
         float(value)
     except OverflowError:
-        raise ValueError(f"{name} must be in the range of float64, got an int of {value.bit_length()} bits") from None
+        raise ValueError(f"{name} must be in the range of float64, got {shown(value)}") from None
 
 
 def shown(value: object) -> str:

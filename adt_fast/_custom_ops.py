@@ -72,7 +72,9 @@ def tanh_gaussian_sample_backward(
         Draw(noise, draw, first_example), Ball(epsilon, lower, upper), log_offset, (True, True, True),
     )
     # A custom operator may not return its input or an expanded view.
-    return tuple(grad.contiguous(memory_format=preferred_layout(x)) for grad in grads)
+    layout = preferred_layout(x)
+    grad_x, grad_mu, grad_rho = (grad.contiguous(memory_format=layout) for grad in grads if grad is not None)
+    return grad_x, grad_mu, grad_rho
 
 
 @tanh_gaussian_sample_backward.register_fake
@@ -80,7 +82,7 @@ def _(grad_x_adv, grad_neg_log_density, x, mu, rho, noise, epsilon, lower, upper
     return tuple(torch.empty_like(x, memory_format=preferred_layout(x)) for _ in range(3))
 
 
-def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     x, mu, rho, noise, _, epsilon, lower, upper, draw, first_example, _, density, log_offset = inputs
     # The stream may be advanced, in place, before backward runs: keep its state as it is now.
     ctx.save_for_backward(x, mu, rho, noise.clone())
@@ -88,7 +90,9 @@ def _save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.density = density
 
 
-def _sample_backward(ctx: Any, grad_x_adv: torch.Tensor, grad_neg_log_density: torch.Tensor) -> tuple:
+def _sample_backward(
+    ctx: Any, grad_x_adv: torch.Tensor, grad_neg_log_density: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
     x, mu, rho, noise = ctx.saved_tensors
     grads = tanh_gaussian_sample_backward(
         grad_x_adv, grad_neg_log_density if ctx.density else None, x, mu, rho, noise, *ctx.scalars
@@ -164,6 +168,7 @@ def tanh_gaussian_ascent_step_and_sample(
         mu, rho, grad_x_adv, x, noise, epsilon, lower, upper, step_size, entropy_weight, entropy_reduction, update,
         grad_scale, log_offset, accumulated_mu, accumulated_rho, draw, first_example, next_draw, density,
     )
+    assert x_adv is not None  # next_draw is given
     return x_adv, (mu.new_empty(0) if neg_log_density is None else neg_log_density)
 
 
@@ -267,7 +272,7 @@ def _(grad_y, y, scale):
     return torch.empty_like(grad_y, memory_format=preferred_layout(grad_y if y is None else y))
 
 
-def _save_output(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+def _save_output(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     _, scale, _, relu = inputs
     # The operator itself runs below autograd, where its checks cannot tell.
     check_constant("scale", ctx.needs_input_grad[1])
@@ -275,7 +280,7 @@ def _save_output(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
     ctx.save_for_backward(output if relu else None, scale)
 
 
-def _affine_backward(ctx: Any, grad_y: torch.Tensor) -> tuple:
+def _affine_backward(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     y, scale = ctx.saved_tensors
     return affine_relu_backward(grad_y, y, scale), None, None, None
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from . import _native, reference
-from ._layout import (
-    channels_and_pixels,
-    empty_samples,
-    layout_of,
-    preferred_layout,
-    samples_with_layout,
-    with_layout,
-)
+from ._layout import channels_and_pixels, empty_samples, preferred_layout, samples_with_layout, with_layout
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ class Draw:
     def as_tuple(self) -> tuple[int, int, int]:
         return self.noise.data_ptr(), self.draw, self.first_example
 
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, Any]:
         return {"draw": self.draw, "first_example": self.first_example}
 
 
@@ -155,15 +149,15 @@ def _reference_sample_backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, ...]:
     with torch.enable_grad():
-        inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip((x, mu, rho), needs)]
+        x, mu, rho = inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip((x, mu, rho), needs)]
         outputs = reference.tanh_gaussian_sample(
-            *inputs, draw.noise, samples=grad_x_adv.shape[0], dtype=grad_x_adv.dtype,
+            x, mu, rho, draw.noise, samples=grad_x_adv.shape[0], dtype=grad_x_adv.dtype,
             density=grad_neg_log_density is not None, log_offset=log_offset, **draw.options(), **vars(ball),
         )
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     pairs = [(o, g) for o, g in zip(outputs, (grad_x_adv, grad_neg_log_density)) if o is not None and o.requires_grad]
-    outputs, output_grads = zip(*pairs)
-    grads = iter(torch.autograd.grad(outputs, wanted, output_grads, allow_unused=True, materialize_grads=True))
+    roots, root_grads = zip(*pairs)
+    grads = iter(torch.autograd.grad(roots, wanted, root_grads, allow_unused=True, materialize_grads=True))
     return tuple(next(grads) if need else None for need in needs)
 
 
@@ -181,7 +175,7 @@ def ascent(
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Steps (mu, rho) in place; with ``next_draw``, also draws the next k samples and returns them."""
-    layout = layout_of(mu)
+    layout = preferred_layout(mu)
     grad_x_adv, x = samples_with_layout(grad_x_adv, layout), with_layout(x, layout)
     if not _native.runs_on(mu.device):
         return _reference_ascent(mu, rho, grad_x_adv, x, draw, ball, step, accumulated, next_draw, density, out)
@@ -203,7 +197,17 @@ def ascent(
 
 
 def _reference_ascent(
-    mu, rho, grad_x_adv, x, draw, ball, step, accumulated, next_draw, density, out
+    mu: torch.Tensor,
+    rho: torch.Tensor,
+    grad_x_adv: torch.Tensor,
+    x: torch.Tensor,
+    draw: Draw,
+    ball: Ball,
+    step: Ascent,
+    accumulated: tuple[torch.Tensor, torch.Tensor] | None,
+    next_draw: int | None,
+    density: bool,
+    out: torch.Tensor | None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     options = vars(ball) | vars(step) | draw.options() | {"accumulated": accumulated}
     if next_draw is None:
@@ -212,7 +216,7 @@ def _reference_ascent(
     x_adv, neg_log_density = reference.tanh_gaussian_ascent_step_and_sample_(
         mu, rho, grad_x_adv, x, draw.noise, next_draw=next_draw, density=density, out=out, **options
     )
-    return (samples_with_layout(x_adv, layout_of(mu)) if out is None else x_adv), neg_log_density
+    return (samples_with_layout(x_adv, preferred_layout(mu)) if out is None else x_adv), neg_log_density
 
 
 def projected_step(
@@ -226,27 +230,26 @@ def projected_step(
     momentum: torch.Tensor | None = None,
 ) -> None:
     """``kind`` is linf_step, l2_step or momentum_linf_step; x_adv (and momentum) change in place."""
-    layout = layout_of(x_adv)
+    layout = preferred_layout(x_adv)
     grad, x = with_layout(grad, layout), with_layout(x, layout)
-    with_momentum = momentum is not None
     if not _native.runs_on(x.device):
-        buffers = (x_adv, momentum) if with_momentum else (x_adv,)
-        options = {"decay": decay} if with_momentum else {}
+        buffers = (x_adv,) if momentum is None else (x_adv, momentum)
+        options = {} if momentum is None else {"decay": decay}
         with torch.no_grad():
             getattr(reference, kind + "_")(*buffers, grad, x, step_size=step_size, **options, **vars(ball))
         return
     codes = _native.DTYPE_CODES
     getattr(_native.module, kind)(
         _native.target(x.device), codes[x.dtype], codes[x_adv.dtype], codes[grad.dtype], _shape(x, layout),
-        ball.as_tuple(), float(step_size), *((float(decay),) if with_momentum else ()), grad.data_ptr(), x.data_ptr(),
-        x_adv.data_ptr(), *((momentum.data_ptr(),) if with_momentum else ()),
+        ball.as_tuple(), float(step_size), *(() if momentum is None else (float(decay),)), grad.data_ptr(),
+        x.data_ptr(), x_adv.data_ptr(), *(() if momentum is None else (momentum.data_ptr(),)),
     )
     mark_written(x_adv, momentum)
 
 
 def uniform_start(x_adv: torch.Tensor, x: torch.Tensor, draw: Draw, ball: Ball) -> None:
     """Fills x_adv in place."""
-    layout = layout_of(x_adv)
+    layout = preferred_layout(x_adv)
     x = with_layout(x, layout)
     if not _native.runs_on(x.device):
         with torch.no_grad():

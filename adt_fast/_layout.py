@@ -8,8 +8,12 @@ dimensions, and those with a single pixel or channel, have just one layout, and 
 from __future__ import annotations
 
 import math
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -55,3 +59,12 @@ def samples_with_layout(tensor: torch.Tensor, layout: torch.memory_format) -> to
     """A ``[k, B, ...]`` tensor as k slabs in the given layout; a copy only when they are not so already."""
     samples, batch = tensor.shape[:2]
     return with_layout(tensor.flatten(0, 1), layout).unflatten(0, (samples, batch))
+
+
+def to_channels_last(
+    module: _Module, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> _Module:
+    """``module.to`` with the weights of its 2d convolutions in channels_last; PyTorch's annotations lack that."""
+    moved: Any = module
+    moved.to(device, dtype, memory_format=torch.channels_last)
+    return module

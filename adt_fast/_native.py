@@ -6,7 +6,7 @@ import os
 import platform
 import warnings
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -50,7 +50,14 @@ def _load() -> tuple[ModuleType | None, str]:
     return _C, ""
 
 
-module, unavailable_because = _load()
+if TYPE_CHECKING:  # whether the module is there, :func:`runs_on` tells; calls are checked against _C.pyi
+    from . import _C
+
+    module = _C
+
+    unavailable_because: str
+else:
+    module, unavailable_because = _load()
 
 
 def runs_on(device: torch.device) -> bool:

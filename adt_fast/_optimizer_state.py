@@ -17,7 +17,7 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
     contiguous momentum it would mix up the elements of a channels_last weight. Other steps would be right, but do other
     elements in their vectorised part.
     """
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict(dict(state))
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape:

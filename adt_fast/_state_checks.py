@@ -40,7 +40,7 @@ def check_network_state(name: str, mine: Mapping[str, Any], theirs: object) -> N
                          f"{_described(theirs, first)} there")
 
 
-def check_optimizer_state(name: str, optimizer: Optimizer, state: object) -> None:
+def check_optimizer_state(name: str, optimizer: Optimizer, state: Any) -> None:
     """Raises ValueError where a state is of an optimizer of other parameters. name: of the network it trains."""
     groups = _groups(state)
     if groups is None or groups != _groups(optimizer.state_dict()):

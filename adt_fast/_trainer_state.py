@@ -70,7 +70,7 @@ def check_trainer_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
     _check_processes(state["processes"])
 
 
-def check_scheduler_state(scheduler: LRScheduler, state: object) -> None:
+def check_scheduler_state(scheduler: LRScheduler, state: Any) -> None:
     """Raises ValueError where it is not of a scheduler of that kind, whose attributes it would become."""
     mine = scheduler.state_dict()
     check_keys("state of the scheduler", state, mine)

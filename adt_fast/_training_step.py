@@ -69,11 +69,12 @@ class TrainingStep:
         images, labels = self._to_model(images, labels)
         self._check_batch(images, labels)
         sums = torch.zeros(4, dtype=torch.float64, device=images.device)  # as in _result
-        start = None if self.method.maximizer is None else self.method.maximizer.noise_on(images.device).state.clone()
+        maximizer = self.method.maximizer
+        start = None if maximizer is None else maximizer.noise_on(images.device).state.clone()
         is_first = True
         for part in self._parts(images, labels):
-            if not is_first and start is not None:
-                self.method.maximizer.noise.state.copy_(start)  # a part's noise is that of its place in the minibatch
+            if not is_first and maximizer is not None and start is not None:
+                maximizer.noise.state.copy_(start)  # a part's noise is that of its place in the minibatch
             sums += self._backward(part, drop_gradients=is_first, measure_clean=measure_clean)
             is_first = False
         result = self._result(sums, len(images), measure_clean)
@@ -121,7 +122,7 @@ class TrainingStep:
         own = sums.tolist()  # waits for the device, once
         loss, penalty, correct, clean, images = self.processes.sum([*own, count])
         if self.method.maximizer is None:
-            clean_accuracy = correct / images  # the images trained on are the clean ones
+            clean_accuracy: float | None = correct / images  # the images trained on are the clean ones
         else:
             clean_accuracy = clean / images if measure_clean else None
         return StepResult(loss / images, penalty / images, correct / images, clean_accuracy, round(images))
@@ -129,6 +130,7 @@ class TrainingStep:
     def _update(self) -> None:
         joint = self.method.joint
         if joint is not None and self.processes.size > 1:
+            assert self._distributed is not None  # or there are no other processes
             joint.average_gradients(self._distributed.process_group)
         self._clip()
         self.optimizer.step()

@@ -38,13 +38,14 @@ def transform_weights(weight: torch.Tensor, transposed: bool = False) -> torch.T
         raise ValueError(f"weight must be [Cout, Cin, 3, 3], got {list(weight.shape)}")
     weight = weight.detach().float()
     out_channels, in_channels = weight.shape[:2]
-    out_stride, in_stride, *kernel_strides = weight.stride()
+    out_stride, in_stride, row_stride, column_stride = weight.stride()
     if transposed:
         out_channels, in_channels, out_stride, in_stride = in_channels, out_channels, in_stride, out_stride
     transformed = weight.new_empty(_transformed_shape(out_channels, in_channels))
-    _module().winograd_transform_weights(
-        torch.get_num_threads(), in_channels, out_channels, (out_stride, in_stride, *kernel_strides), bool(transposed),
-        weight.data_ptr(), transformed.data_ptr(),
+    _check_supported()
+    _native.module.winograd_transform_weights(
+        torch.get_num_threads(), in_channels, out_channels, (out_stride, in_stride, row_stride, column_stride),
+        bool(transposed), weight.data_ptr(), transformed.data_ptr(),
     )
     return transformed
 
@@ -77,17 +78,17 @@ def conv3x3(
     x = x.detach().contiguous(memory_format=torch.channels_last)
     shape = batch, out_channels, height, width
     y = torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
-    _module().winograd_conv3x3(
+    _check_supported()
+    _native.module.winograd_conv3x3(
         torch.get_num_threads(), _native.DTYPE_CODES[x.dtype], (batch, height, width, in_channels), out_channels,
         bool(relu), x.data_ptr(), transformed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr(),
     )
     return y
 
 
-def _module():
+def _check_supported() -> None:
     if not supported():
         raise RuntimeError(f"the Winograd convolution needs the native module: {_native.unavailable_because}")
-    return _native.module
 
 
 def _transformed_shape(out_channels: int, in_channels: int) -> tuple[int, int, int, int]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import tyro
 
@@ -17,7 +16,7 @@ from .commands import COMMANDS, EntropySweep, EpochTime, Train
 from .commands.command import Command, CommandFailed
 from .config_files import ConfigFile, load_config_file
 from .methods import method_names
-from .processes import started_by_torchrun
+from .processes import end_process
 from .run_folder import recorded_config
 
 
@@ -68,20 +67,24 @@ def _parse(arguments: Sequence[str], file: ConfigFile | None) -> Command:
         return _parse_with({}, arguments)
     command = _parse_with(file.settings, arguments)
     # Once more, for it is the command that says whose options of the file are meant.
-    is_training = isinstance(command, (Train, EntropySweep)) and command.method in method_names()
-    return _parse_with(file.settings_for(command.method), arguments) if is_training else command
+    if isinstance(command, (Train, EntropySweep)) and command.method in method_names():
+        return _parse_with(file.settings_for(command.method), arguments)
+    return command
 
 
 def _parse_with(settings: dict[str, Any], arguments: Sequence[str]) -> Command:
     """What the arguments say, with these settings as the defaults of training."""
-    defaults = {command: {"default": command(**settings)} for command in (Train, EntropySweep, EpochTime)}
+    trainings: tuple[type[Command], ...] = (Train, EntropySweep, EpochTime)
+    defaults: dict[type, dict[str, Any]] = {command: {"default": command(**settings)} for command in trainings}
     commands = (
         Annotated[command, tyro.conf.subcommand(name, **defaults.get(command, {}))]
         for name, command in COMMANDS.items()
     )
-    return tyro.cli(
-        reduce(or_, commands), prog="adt-fast", description="Adversarial distributional training.", args=arguments
+    any_of_them: Any = reduce(or_, commands)
+    command: Command = tyro.cli(
+        any_of_them, prog="adt-fast", description="Adversarial distributional training.", args=arguments
     )
+    return command
 
 
 def _fail(error: Exception | str, status: int) -> int:
@@ -89,18 +92,5 @@ def _fail(error: Exception | str, status: int) -> int:
     return status
 
 
-def _leave(status: int) -> NoReturn:
-    """Ends the process; one of several without Python's own clearing up.
-
-    A thread of gloo lets go of the tensors of the last exchange when it comes to it. If Python is on its way out by
-    then, it aborts the process: one that has done its work would look like one that has failed.
-    """
-    if started_by_torchrun():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
 if __name__ == "__main__":
-    _leave(main())
+    end_process(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import torch
 import tyro
@@ -12,6 +12,7 @@ import tyro
 from ._arguments import Folder, Integer, Number, Text, argument, default_is
 from ._checks import check_choice, check_int, check_not_negative, check_positive
 from ._suggest import unknown_name_message
+from .attacks import Norm
 from .data import dataset_names
 from .dataset_defaults import DATASET_DEFAULTS, TEST_LIMIT_DEFAULT, by_dataset, default_test_limit
 from .devices import resolve_device
@@ -108,9 +109,10 @@ class TrainConfig(LoopOptions, DataOptions, MethodOptions, _Task):
     output: Annotated[Path | None, Folder, default_is("runs/DATASET-METHOD-TIME")] = None
     """Run folder for config, metrics and checkpoint; must be new or empty, or the folder of the run to --resume."""
 
-    def resolved(self) -> TrainConfig:
+    def resolved(self) -> ResolvedConfig:
         """The same settings with every default filled in that depends on others; ``data_dir`` and ``output`` stay.
 
+        A ``ResolvedConfig`` is a ``TrainConfig``, of which type checkers know that those defaults are no longer None.
         ``test_limit`` and ``train_limit`` stay None where all images are meant, and a method's options where the
         method has no such option.
 
@@ -122,7 +124,7 @@ class TrainConfig(LoopOptions, DataOptions, MethodOptions, _Task):
         if self.norm == "l2" and self.epsilon is None:
             raise ValueError("epsilon must be given with norm l2, as a Euclidean length such as 0.5: the defaults are "
                              "radii of the L-infinity ball")
-        config = replace(self, device=str(device), **self._dataset_defaults(device), **self._method_defaults())
+        config: Any = replace(self, device=str(device), **self._dataset_defaults(device), **self._method_defaults())
         choices = {"schedule": get_args(ScheduleName), "graph": ("auto", "on", "off"),
                    "model_mode": get_args(ModelMode), "outer_mode": get_args(ModelMode)}
         for name, known in choices.items():
@@ -140,14 +142,16 @@ class TrainConfig(LoopOptions, DataOptions, MethodOptions, _Task):
         config.engine_options()
         config.check_data_options()
         config.check_loop_options(config.batch_size)
-        return config
+        resolved: ResolvedConfig = config
+        return resolved
 
     def engine_options(self) -> EngineOptions:
         """How the maximizer's gradients are computed."""
+        graph: dict[str, Literal["auto"] | bool] = {"auto": "auto", "on": True, "off": False}
         return EngineOptions(
             precision=self.precision,
             compile=self.compile,
-            graph={"auto": "auto", "on": True, "off": False}[self.graph],
+            graph=graph[self.graph],
             chunk="auto" if self.chunk is None else self.chunk,
         )
 
@@ -171,6 +175,24 @@ class TrainConfig(LoopOptions, DataOptions, MethodOptions, _Task):
         by_dataset = asdict(DATASET_DEFAULTS[self.dataset])
         defaults |= {name: by_dataset[name] for name in defaults if name in by_dataset}
         return {name: defaults[name] for name in METHOD_OPTIONS if name in defaults and name not in given}
+
+
+if TYPE_CHECKING:
+
+    class ResolvedConfig(TrainConfig):
+        """What :meth:`TrainConfig.resolved` gives: settings whose defaults have been filled in."""
+
+        model: str
+        epochs: int
+        batch_size: int
+        epsilon: float
+        learning_rate: float
+        crop_padding: int
+        flip: bool
+        norm: Norm | None
+
+else:
+    ResolvedConfig = TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,10 +114,11 @@ def _load(source: str, beside: Path, seen: tuple[str, ...]) -> dict[str, Any]:
     parent = content.pop("extends", None)
     if parent is not None and not isinstance(parent, str):
         raise ValueError(f"{source}: extends must be the name of a file, got {shown(parent)}")
+    its_name = "" if parent is None else parent[:200]
     try:
         inherited = {} if parent is None else _load(parent, folder, (*seen, source))
     except ValueError as error:
-        raise error if source in str(error) else ValueError(f"{source} extends {parent[:200]!r}: {error}") from error
+        raise error if source in str(error) else ValueError(f"{source} extends {its_name!r}: {error}") from error
     return inherited | {name: _converted(source, name, value) for name, value in content.items() if value is not None}
 
 

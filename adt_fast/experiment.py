@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ._checks import check_bool, check_int, check_not_negative
+from ._layout import to_channels_last
 from ._stop_signals import postponed_stop
 from ._trainer_state import check_scheduler_state
 from .checkpoint import load_model, save_model
@@ -51,8 +52,7 @@ class TrainingRun:
         config: see :class:`adt_fast.config.TrainConfig`.
         resume: go on with the run whose folder ``config.output`` is. The other settings must be those it has, but for
             where its data set is found.
-        save_every: seconds, >= 0; with 0 after every minibatch. The default loses five minutes at most, and takes about
-            half a percent of them: the 292 MB of a WideResNet-28-10 are written in 1 to 2 seconds.
+        save_every: seconds, >= 0; with 0 after every minibatch. The default loses five minutes at most.
         processes: those that share the run. Default: this process alone.
 
     Raises:
@@ -75,21 +75,21 @@ class TrainingRun:
         with processes.all_or_none():
             check_bool("resume", resume)
             check_not_negative("save_every", save_every)
-            self.config = config = resumed_settings(config) if resume else config.resolved()
-            self.device = local_device(torch.device(config.device))
+            self.config = settings = resumed_settings(config) if resume else config.resolved()
+            self.device = local_device(torch.device(settings.device))
             self._check_loggers()
         self._save_every = save_every
-        with processes.first_goes_first() if config.download else processes.all_or_none():
-            data = load_run_data(config)
+        with processes.first_goes_first() if settings.download else processes.all_or_none():
+            data = load_run_data(settings)
         self.test_data = data.test
         self._extra_checksum = data.extra_checksum
         self._model_kwargs = _model_kwargs(data.train)
         with processes.all_or_none():
-            self.train_loader = data.loader(config, self.device, processes)
-            torch.manual_seed(config.seed)
-            self.model = create_model(config.model, **self._model_kwargs)
+            self.train_loader = data.loader(settings, self.device, processes)
+            torch.manual_seed(settings.seed)
+            self.model = create_model(settings.model, **self._model_kwargs)
             self.validation = None if data.validation is None else self._validation(data.validation)
-        self.trainer = create_trainer(config, self.model, tuple(data.train.images.shape[1:]), self.device, processes)
+        self.trainer = create_trainer(settings, self.model, data.train.image_shape, self.device, processes)
         self._agreements_logged = 0
         self.is_trained = False
         """Whether the model is the one that the run ends with."""
@@ -197,7 +197,7 @@ class TrainingRun:
             state = None if self.folder is None else load_model(self.folder.best)[0].state_dict()
         model = create_model(self.config.model, **self._model_kwargs)
         model.load_state_dict(self.processes.from_first(state))
-        return model.to(self.device, memory_format=torch.channels_last)
+        return to_channels_last(model, self.device)
 
     def _validate(self, epoch: int) -> Validated | None:
         if self.validation is None or not self.validation.is_due(epoch):

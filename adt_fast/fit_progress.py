@@ -182,7 +182,7 @@ class FitProgress:
         return cls(settings, results, sums, state["loader_epoch"])
 
 
-def _check_plain(what: str, state: object, kind: type) -> None:
+def _check_plain(what: str, state: Any, kind: type) -> None:
     """Raises ValueError where a state is not of a dataclass of plain values: texts, whole numbers >= 0, and numbers."""
     check_keys(what, state, [one.name for one in fields(kind)])
     for one in fields(kind):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .methods import JointTraining, exp_am, fit_generator, imp_am, l2l
 from .noise import NoiseStream
 from .trained_model import TrainedModel
 
-_FACTORIES = {"exp-am": exp_am, "imp-am": imp_am, "l2l": l2l}
+_FACTORIES: dict[str, Callable[..., AmortizedAttack]] = {"exp-am": exp_am, "imp-am": imp_am, "l2l": l2l}
 _BATCH_SIZE = 64
 _OPTIONS = ("epochs", "train_limit", "generator_width", "generator_learning_rate")
 
@@ -69,7 +70,7 @@ def fitted_attack(name: str, trained: TrainedModel, path: Path | None, *, progre
     with kept_random_state(trained.device):  # initial weights are drawn from PyTorch's generator
         torch.manual_seed(seed)
         attack = _FACTORIES[stem](
-            trained.model, trained.epsilon, image_shape=tuple(data.images.shape[1:]),
+            trained.model, trained.epsilon, image_shape=data.image_shape,
             generator_width=options["generator_width"], noise=NoiseStream(seed),
         )  # fmt: skip
     training = JointTraining(attack, generator_learning_rate=options["generator_learning_rate"])

@@ -71,7 +71,9 @@ class _Sample(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_x_adv: torch.Tensor | None, grad_neg_log_density: torch.Tensor | None) -> tuple:
+    def backward(
+        ctx: Any, grad_x_adv: torch.Tensor | None, grad_neg_log_density: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
         x, mu, rho = ctx.saved_tensors
         if grad_x_adv is None:
             samples, dtype = ctx.x_adv_like
@@ -265,9 +267,11 @@ def tanh_gaussian_ascent_step_and_sample_(
                 raise ValueError(f"out must be {list(x_adv.shape)} {x_adv.dtype}, got {list(out.shape)} {out.dtype}")
             x_adv = out.copy_(x_adv)
         return x_adv, (neg_log_density if density else None)
-    return _checked.ascend(
+    x_adv, neg_log_density = _checked.ascend(
         mu, rho, grad_x_adv, x, noise, *scalars, sum_mu, sum_rho, draw, first_example, next_draw, density, out
     )
+    assert x_adv is not None  # next_draw is given
+    return x_adv, neg_log_density
 
 
 def linf_step_(
@@ -423,7 +427,7 @@ class _AffineRelu(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_y: torch.Tensor) -> tuple:
+    def backward(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         y, scale = ctx.saved_tensors
         return _launch.affine_relu_backward(grad_y, y, scale), None, None, None
 

@@ -8,6 +8,7 @@ checked here.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -198,7 +199,7 @@ def tanh_gaussian_ascent_step_(
     step_size: float,
     update: str = "adam",
     accumulated: tuple[torch.Tensor, torch.Tensor] | None = None,
-    **gradient_options,
+    **gradient_options: Any,
 ) -> None:
     """One ascent step on (mu, rho), in place. ``gradient_options`` are those of :func:`parameter_gradient`."""
     with torch.no_grad():
@@ -226,11 +227,11 @@ def tanh_gaussian_ascent_step_and_sample_(
     density: bool = False,
     log_offset: float = 0.0,
     out: torch.Tensor | None = None,
-    **step_options,
+    **step_options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The step, with ``step_options``, then the next samples ``[k, B, ...]`` in the dtype of ``grad_x_adv``, and their
     negative log density ``[k, B]``."""
-    shared = {"epsilon": epsilon, "lower": lower, "upper": upper, "first_example": first_example}
+    shared: dict[str, Any] = {"epsilon": epsilon, "lower": lower, "upper": upper, "first_example": first_example}
     tanh_gaussian_ascent_step_(
         mu, rho, grad_x_adv, x, noise, draw=draw, log_offset=log_offset, **shared, **step_options
     )

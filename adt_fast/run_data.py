@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .config import TrainConfig
+from .config import ResolvedConfig
 from .data import BatchLoader, ImageData, load_dataset, load_npz
 from .processes import Processes
 
@@ -27,9 +27,9 @@ class RunData:
         """CRC-32 of the extra images and labels, for no settings tell whether their file is still the same."""
         if self.extra is None:
             return None
-        return zlib.crc32(self.extra.labels.numpy(), zlib.crc32(self.extra.images.contiguous().numpy()))
+        return zlib.crc32(self.extra.labels.numpy().data, zlib.crc32(self.extra.images.contiguous().numpy().data))
 
-    def loader(self, config: TrainConfig, device: torch.device, processes: Processes) -> BatchLoader:
+    def loader(self, config: ResolvedConfig, device: torch.device, processes: Processes) -> BatchLoader:
         """Minibatches of the training images, of which each process has its share."""
         return BatchLoader(
             self.train,
@@ -49,7 +49,7 @@ class RunData:
         )
 
 
-def load_run_data(config: TrainConfig) -> RunData:
+def load_run_data(config: ResolvedConfig) -> RunData:
     """Reads the files that the settings name.
 
     Raises:

@@ -152,6 +152,16 @@ def checkpoint_of(run: Path) -> Path:
     return run / CHECKPOINT_NAME if run.is_dir() else run
 
 
+def maximizer_of(run: Path) -> Path | None:
+    """The networks that were trained against the model of a path, see :func:`checkpoint_of`; None where there are none.
+
+    They are those of the end of the training: a run's best.safetensors, of an earlier epoch, has none.
+    """
+    checkpoint = checkpoint_of(run)
+    path = checkpoint.with_name(_MAXIMIZER_NAME)
+    return path if checkpoint.name == CHECKPOINT_NAME and path.is_file() else None
+
+
 def recorded_config(run: Path) -> Path:
     """The file with a run's settings.
 

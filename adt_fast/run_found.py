@@ -12,7 +12,7 @@ from torch import Tensor
 from ._checks import check_int, shown
 from ._state_checks import check_keys, check_network_state
 from .checkpoint import CheckpointError, load_model
-from .config import TrainConfig
+from .config import ResolvedConfig, TrainConfig
 from .config_files import check_same_settings, load_config_file
 from .evaluation import Accuracy
 from .evaluation.accuracy import accuracy_from_state
@@ -24,7 +24,7 @@ from .validation import Validation
 _STATE_KEYS = ("config", "trainer", "validation", "agreements_logged", "extra_checksum", "metrics_length")
 
 
-def resumed_settings(config: TrainConfig) -> TrainConfig:
+def resumed_settings(config: TrainConfig) -> ResolvedConfig:
     """The settings of the run to be resumed, which those given must not differ from."""
     if config.output is None:
         raise ValueError("output must be given to resume a run: its folder")
@@ -50,7 +50,7 @@ def found_in(
         ValueError: where it is of another run, or no run can go on from it; CheckpointError where a file is damaged.
     """
     state = checkpoint.load()
-    found = {"state": state, "path": str(checkpoint.loaded_from), "model": None, "metrics_length": 0}
+    found: dict[str, Any] = {"state": state, "path": str(checkpoint.loaded_from), "model": None, "metrics_length": 0}
     if state is not None:
         _check_state(state, config, found["path"])
         found["metrics_length"] = state["metrics_length"]
@@ -80,7 +80,7 @@ def _found_results(
     model, _ = load_model(folder.checkpoint, model_name=config.model)
     with told_of(folder.checkpoint):
         check_network_state("model", trainer.trained_model.state_dict(), model.state_dict())
-    found = {"model": model.state_dict(), "joint": None, "metrics_length": None}
+    found: dict[str, Any] = {"model": model.state_dict(), "joint": None, "metrics_length": None}
     joint = trainer.method.joint
     if joint is not None:
         joint.load(folder.maximizer)

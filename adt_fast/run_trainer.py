@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .config import TrainConfig
+from ._layout import to_channels_last
+from .config import ResolvedConfig
 from .methods import create_method
 from .models import convert_sync_batchnorm
 from .noise import NoiseStream
@@ -27,7 +29,11 @@ if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
 
 
 def create_trainer(
-    config: TrainConfig, model: nn.Module, image_shape: tuple[int, ...], device: torch.device, processes: Processes
+    config: ResolvedConfig,
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    device: torch.device,
+    processes: Processes,
 ) -> Trainer:
     """The optimizer, the method and the trainer that the settings say.
 
@@ -38,7 +44,7 @@ def create_trainer(
         device: of this process.
         processes: those that share the run; all call this.
     """
-    model.to(device, memory_format=torch.channels_last)
+    to_channels_last(model, device)
     synchronised = config.sync_batchnorm and processes.size > 1
     if not processes.is_first:  # what a model draws itself, as dropout does, is each process's own
         torch.manual_seed(config.seed + processes.rank)
@@ -80,4 +86,5 @@ def _distributed(model: nn.Module, synchronised: bool) -> DistributedDataParalle
     if synchronised:
         convert_sync_batchnorm(model)  # in place
     # Buffers are averaged after each step: the attacks, which run on the model without its wrapper, need them too.
-    return DistributedDataParallel(model, **{_SYNC_BUFFERS: False})
+    options: dict[str, Any] = {_SYNC_BUFFERS: False}
+    return DistributedDataParallel(model, **options)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, get_args
 
-import torch
-
 from ._checks import check_choice, check_int
+from ._layout import to_channels_last
 from .attacks import Norm
 from .checkpoint import load_model
 from .config import TrainedModelConfig, check_known
@@ -41,13 +40,14 @@ class TrainedModel:
         self.dataset: str = self._setting("dataset")
         check_known("dataset", self.dataset, dataset_names())
         self.epsilon: float = self._setting("epsilon")
-        self.norm: Norm = config.norm or self.trained_with.get("norm") or "linf"
-        check_choice("norm", self.norm, get_args(Norm))
+        norm: Any = config.norm or self.trained_with.get("norm") or "linf"
+        check_choice("norm", norm, get_args(Norm))
+        self.norm: Norm = norm
         limit = config.test_limit if config.test_limit is not None else default_test_limit(self.dataset, self.device)
         self.data = self._load("test", limit)
         """The test images, as many as were asked for."""
         _check_fits(self.data, metadata["model_kwargs"])
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = to_channels_last(model, self.device)
 
     @property
     def headline(self) -> str:

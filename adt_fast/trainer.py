@@ -286,6 +286,7 @@ class Trainer:
         if restored is None:
             self._progress = FitProgress(settings)
         else:
+            assert self._progress is not None  # loaded with it
             self._progress.settings.check_same(settings)
             if scheduler is not None:
                 check_scheduler_state(scheduler, restored["scheduler"])
@@ -301,7 +302,7 @@ class Trainer:
         loader: Iterable[tuple[Tensor, Tensor]],
         scheduler: LRScheduler | None,
         between_steps: Callable[[], None] | None,
-        bar: tqdm,
+        bar: tqdm[Any],
     ) -> None:
         """The minibatches of the epoch under way that are not done yet."""
         sums, done = state.sums, state.sums.batches

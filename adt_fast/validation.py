@@ -10,6 +10,7 @@ from torch import nn
 
 from ._checks import check_int
 from ._state_checks import check_keys
+from .attacks import Norm
 from .data import ImageData
 from .evaluation import Accuracy, create_attack, evaluate, split_attack_names
 from .evaluation.accuracy import accuracy_from_state
@@ -59,7 +60,7 @@ class Validation:
         every: int,
         epochs: int,
         epsilon: float,
-        norm: str,
+        norm: Norm,
         seed: int,
         processes: Processes,
     ) -> None:

@@ -57,7 +57,7 @@ class WeightAverage:
         """The averaged model's state, and the number of steps."""
         return {"model": self.model.state_dict(), "steps": self.steps}
 
-    def check_state_dict(self, state: object) -> None:
+    def check_state_dict(self, state: Any) -> None:
         """Raises TypeError or ValueError if a ``state`` is not what :meth:`state_dict` gives for such a model."""
         check_keys("state of the average", state, ("model", "steps"))
         check_network_state("weight average", self.model.state_dict(), state["model"])

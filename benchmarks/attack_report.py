@@ -113,11 +113,11 @@ def traces_table(document: Document) -> str:
 def targets_table(document: Document) -> str:
     """One row a target: bound, measured, met or not met."""
     rows = [["attack", "target", "measured", ""]]
-    for target in document["targets"]:
-        rows.append([
-            target["attack"], f"{'<=' if target['at_most'] else '>='} {target['bound']:g} {target['what']}",
-            f"{target['measured']:.4g}", "met" if target["met"] else "NOT MET",
-        ])  # fmt: skip
+    rows += (
+        [target["attack"], f"{'<=' if target['at_most'] else '>='} {target['bound']:g} {target['what']}",
+         f"{target['measured']:.4g}", "met" if target["met"] else "NOT MET"]
+        for target in document["targets"]
+    )  # fmt: skip
     return markdown(rows)
 
 

@@ -28,7 +28,9 @@ using TargetTuple = std::tuple<int, Address, int>;                    // device,
 using ImagesTuple = std::tuple<int64_t, int64_t, int64_t, int64_t>;   // batch, height, width, channels
 using StridesTuple = std::tuple<int64_t, int64_t, int64_t, int64_t>;  // out, in, row, column
 
-template <class T = void> T* pointer(Address address) { return reinterpret_cast<T*>(address); }
+template <class T = void> T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);  // NOLINT(performance-no-int-to-ptr): Python has no other addresses
+}
 
 adt::Shape shape_of(const ShapeTuple& t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t), std::get<3>(t)}; }
 adt::Ball ball_of(const BallTuple& t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
@@ -41,35 +43,34 @@ DType dtype_of(int code) { return static_cast<DType>(code); }
 void check(int error) {
   if (error != 0) throw std::runtime_error(std::string("CUDA error: ") + adt::cuda::error_string(error));
 }
-#define ADT_RUN(op, args, target)                                                                  \
-  do {                                                                                             \
-    const auto [device, stream, threads] = target;                                                 \
-    py::gil_scoped_release release;                                                                \
-    if (device < 0) {                                                                              \
-      adt::cpu::op(args, threads);                                                                 \
-    } else {                                                                                       \
-      check(adt::cuda::op(args, device, pointer(stream)));                                         \
-    }                                                                                              \
+#define ADT_RUN(op, args, target)                          \
+  do {                                                     \
+    const auto [device, stream, threads] = target;         \
+    py::gil_scoped_release release;                        \
+    if (device < 0) {                                      \
+      adt::cpu::op(args, threads);                         \
+    } else {                                               \
+      check(adt::cuda::op(args, device, pointer(stream))); \
+    }                                                      \
   } while (false)
 #else
-#define ADT_RUN(op, args, target)                                                                  \
-  do {                                                                                             \
-    const auto [device, stream, threads] = target;                                                 \
-    (void)stream;                                                                                  \
-    if (device >= 0) throw std::runtime_error("adt_fast was built without CUDA");                  \
-    py::gil_scoped_release release;                                                                \
-    adt::cpu::op(args, threads);                                                                   \
+#define ADT_RUN(op, args, target)                                                 \
+  do {                                                                            \
+    const auto [device, stream, threads] = target;                                \
+    (void)stream;                                                                 \
+    if (device >= 0) throw std::runtime_error("adt_fast was built without CUDA"); \
+    py::gil_scoped_release release;                                               \
+    adt::cpu::op(args, threads);                                                  \
   } while (false)
 #endif
 
 void tanh_gaussian_sample(const TargetTuple& target, int dtype, int storage, const ShapeTuple& shape,
-                          const BallTuple& ball, const NoiseTuple& noise, int64_t samples, double log_offset,
-                          Address x, Address mu, Address rho, Address x_adv, Address neg_log_density,
-                          Address partials) {
-  const adt::SampleArgs args{
-      dtype_of(dtype), dtype_of(storage), shape_of(shape), ball_of(ball), noise_of(noise), samples,
-      log_offset,      pointer(x),        pointer(mu),     pointer(rho),  pointer(x_adv),  pointer(neg_log_density),
-      pointer(partials)};
+                          const BallTuple& ball, const NoiseTuple& noise, int64_t samples, double log_offset, Address x,
+                          Address mu, Address rho, Address x_adv, Address neg_log_density, Address partials) {
+  const adt::SampleArgs args{dtype_of(dtype),  dtype_of(storage), shape_of(shape), ball_of(ball),
+                             noise_of(noise),  samples,           log_offset,      pointer(x),
+                             pointer(mu),      pointer(rho),      pointer(x_adv),  pointer(neg_log_density),
+                             pointer(partials)};
   ADT_RUN(tanh_gaussian_sample, args, target);
 }
 
@@ -77,10 +78,11 @@ void tanh_gaussian_sample_backward(const TargetTuple& target, int dtype, int sto
                                    const BallTuple& ball, const NoiseTuple& noise, int64_t samples, double log_offset,
                                    Address grad_x_adv, Address grad_neg_log_density, Address x, Address mu, Address rho,
                                    Address grad_x, Address grad_mu, Address grad_rho) {
-  const adt::SampleBackwardArgs args{
-      dtype_of(dtype), dtype_of(storage),   shape_of(shape),               ball_of(ball), noise_of(noise), samples,
-      log_offset,      pointer(grad_x_adv), pointer(grad_neg_log_density), pointer(x),    pointer(mu),     pointer(rho),
-      pointer(grad_x), pointer(grad_mu),    pointer(grad_rho)};
+  const adt::SampleBackwardArgs args{dtype_of(dtype), dtype_of(storage),   shape_of(shape),
+                                     ball_of(ball),   noise_of(noise),     samples,
+                                     log_offset,      pointer(grad_x_adv), pointer(grad_neg_log_density),
+                                     pointer(x),      pointer(mu),         pointer(rho),
+                                     pointer(grad_x), pointer(grad_mu),    pointer(grad_rho)};
   ADT_RUN(tanh_gaussian_sample_backward, args, target);
 }
 
@@ -168,9 +170,17 @@ void affine_relu_backward(const TargetTuple& target, int dtype, int storage, con
 void winograd_conv3x3(int threads, int storage, const ImagesTuple& images, int64_t out_channels, bool relu, Address x,
                       Address weights, Address bias, Address y) {
   const auto [batch, height, width, in_channels] = images;
-  const adt::WinogradConvArgs args{dtype_of(storage), batch,        height,     width,
-                                   in_channels,       out_channels, relu,       pointer(x),
-                                   pointer<float>(weights),         pointer<float>(bias), pointer(y)};
+  const adt::WinogradConvArgs args{dtype_of(storage),
+                                   batch,
+                                   height,
+                                   width,
+                                   in_channels,
+                                   out_channels,
+                                   relu,
+                                   pointer(x),
+                                   pointer<float>(weights),
+                                   pointer<float>(bias),
+                                   pointer(y)};
   py::gil_scoped_release release;
   adt::cpu::winograd_conv3x3(args, threads);
 }
@@ -178,8 +188,8 @@ void winograd_conv3x3(int threads, int storage, const ImagesTuple& images, int64
 void winograd_transform_weights(int threads, int64_t in_channels, int64_t out_channels, const StridesTuple& strides,
                                 bool flipped, Address weight, Address transformed) {
   const auto [out, in, row, column] = strides;
-  const adt::WinogradWeightArgs args{in_channels, out_channels, out, in, row, column, flipped, pointer<float>(weight),
-                                     pointer<float>(transformed)};
+  const adt::WinogradWeightArgs args{
+      in_channels, out_channels, out, in, row, column, flipped, pointer<float>(weight), pointer<float>(transformed)};
   py::gil_scoped_release release;
   adt::cpu::winograd_transform_weights(args, threads);
 }

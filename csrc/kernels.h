@@ -41,14 +41,14 @@ struct SampleArgs {
   Shape shape;
   Ball ball;
   Noise noise;
-  int64_t samples;             // k
-  double log_offset;           // added inside the logarithms of the density; 0 is exact
-  const void* x;               // T [B, C, P]
-  const void* mu;              // T [B, C, P]
-  const void* rho;             // T [B, C, P]
-  void* x_adv;                 // S [k, B, C, P]
-  void* neg_log_density;       // T [k, B] or null
-  void* partials;              // CUDA with neg_log_density: T [k, B, density_partials(shape)]; else null
+  int64_t samples;        // k
+  double log_offset;      // added inside the logarithms of the density; 0 is exact
+  const void* x;          // T [B, C, P]
+  const void* mu;         // T [B, C, P]
+  const void* rho;        // T [B, C, P]
+  void* x_adv;            // S [k, B, C, P]
+  void* neg_log_density;  // T [k, B] or null
+  void* partials;         // CUDA with neg_log_density: T [k, B, density_partials(shape)]; else null
 };
 
 // Vector-Jacobian product of the above; the noise is drawn again, not stored.
@@ -64,7 +64,7 @@ struct SampleBackwardArgs {
   const void* x;
   const void* mu;
   const void* rho;
-  void* grad_x;    // T [B, C, P], each of the three may be null
+  void* grad_x;  // T [B, C, P], each of the three may be null
   void* grad_mu;
   void* grad_rho;
 };
@@ -83,17 +83,17 @@ struct AscentArgs {
   double step_size;
   double grad_scale;
   double entropy_weight;
-  double log_offset;         // as in SampleArgs
-  const void* grad_x_adv;    // S [k, B, C, P]: d L / d x_adv
-  const void* x;             // T [B, C, P]
-  void* mu;                  // T [B, C, P], updated
-  void* rho;                 // T [B, C, P], updated
-  void* accumulated_mu;      // T [B, C, P] or null: running sum of the gradients of mu, updated, drives the step
-  void* accumulated_rho;     // likewise for rho; null if and only if accumulated_mu is
+  double log_offset;       // as in SampleArgs
+  const void* grad_x_adv;  // S [k, B, C, P]: d L / d x_adv
+  const void* x;           // T [B, C, P]
+  void* mu;                // T [B, C, P], updated
+  void* rho;               // T [B, C, P], updated
+  void* accumulated_mu;    // T [B, C, P] or null: running sum of the gradients of mu, updated, drives the step
+  void* accumulated_rho;   // likewise for rho; null if and only if accumulated_mu is
   int64_t next_draw;
-  void* x_adv;               // S [k, B, C, P] or null; must not overlap grad_x_adv
-  void* neg_log_density;     // T [k, B] or null
-  void* partials;            // as in SampleArgs
+  void* x_adv;            // S [k, B, C, P] or null; must not overlap grad_x_adv
+  void* neg_log_density;  // T [k, B] or null
+  void* partials;         // as in SampleArgs
 };
 
 // Projected gradient steps on x_adv, in place. A negative step_size descends.
@@ -188,10 +188,10 @@ void affine_relu_backward(const AffineReluBackwardArgs&, int threads);
 void winograd_conv3x3(const WinogradConvArgs&, int threads);
 void winograd_transform_weights(const WinogradWeightArgs&, int threads);
 
-const char* instruction_set();    // the one in use, "avx512", "avx2", "sse4.2" or "generic"
-const char* instruction_sets();   // those built, comma separated
+const char* instruction_set();               // the one in use, "avx512", "avx2", "sse4.2" or "generic"
+const char* instruction_sets();              // those built, comma separated
 void use_instruction_set(const char* name);  // throws std::invalid_argument if not built or not supported here
-const char* thread_runtime();     // who runs the threads: "openmp (shared with torch)", "std::thread"
+const char* thread_runtime();                // who runs the threads: "openmp (shared with torch)", "std::thread"
 }  // namespace cpu
 
 // Each launcher returns a cudaError_t as an int: 0 is success. They neither allocate nor synchronise.
@@ -209,7 +209,7 @@ int affine_relu_backward(const AffineReluBackwardArgs&, int device, void* stream
 
 int64_t density_partials(const Shape&);  // at most so many partial sums of -log p per (sample, example)
 const char* error_string(int error);
-int device_count(int* error);            // 0 and the error where there is no driver
+int device_count(int* error);  // 0 and the error where there is no driver
 }  // namespace cuda
 
 }  // namespace adt

@@ -37,6 +37,7 @@ def in_its_folder(tmp_path, trained, monkeypatch):
 
 
 COMMANDS = {
+    "distribution": ["distribution", "at-pgd", "--image", "3", "5", "--steps", "2", "--tried", "10", *CPU],
     "landscape": ["landscape", "at-pgd", "--image", "3", "5", "--steps", "5", "--clamp", *CPU],
     "curvature": ["curvature", "at-pgd", "--test-limit", "20", "--batch-size", "8", *CPU],
     "convergence": ["convergence", "standard", "at-pgd", "--steps", "3", "--samples", "2", "--test-limit", "20", *CPU],
@@ -48,6 +49,7 @@ COMMANDS = {
 }  # fmt: skip
 
 PRINTED = {
+    "distribution": ["at-pgd on 360 test images", "by EXP: 2 steps of 0.3, 5 samples", "samples wrong"],
     "landscape": ["at-pgd on 360 test images of digits, epsilon 0.15", "image  class  loss there"],
     "curvature": ["at-pgd on 20 test images", "dominant eigenvalue  "],
     "convergence": ["standard, at-pgd on 20 test images of digits", "steps", "at-pgd, accuracy"],
@@ -57,6 +59,7 @@ PRINTED = {
 }
 
 KEYS = {
+    "distribution": ("misclassified", "entropies"),
     "landscape": ("losses", "offsets"),
     "curvature": ("eigenvalues", "mean"),
     "convergence": ("losses", "accuracies"),
@@ -72,7 +75,7 @@ def test_what_it_prints_and_leaves(name, in_its_folder, capsys):
     assert cli.main([*COMMANDS[name], "--output", "out"]) == 0
     output = capsys.readouterr()
     assert all(text in output.out for text in PRINTED[name]), output.out
-    assert f"saved to out: {', '.join(['data.json', 'data.csv', 'figure.png', 'figure.pdf'])}" in output.out
+    assert "saved to out: data.json, data.csv, figure.png, figure.pdf" in output.out
     files = sorted(path.name for path in (in_its_folder / "out").iterdir() if path.name in FILES)
     assert files == FILES
     assert set(KEYS[name]) <= set(json.loads((in_its_folder / "out" / "data.json").read_text()))
@@ -91,7 +94,9 @@ def test_numbers_are_those_of_the_file(in_its_folder, capsys):
 def test_settings_reach_the_analysis(in_its_folder):
     for name in ("landscape", "curvature"):
         assert cli.main([*COMMANDS[name], "--output", name]) == 0
-    landscape, curvature = (json.loads((in_its_folder / name / "data.json").read_text()) for name in list(COMMANDS)[:2])
+    landscape, curvature = (
+        json.loads((in_its_folder / name / "data.json").read_text()) for name in ("landscape", "curvature")
+    )
     data = load_dataset("digits", "test")
     model, _ = load_model(in_its_folder / "at-pgd" / "model.safetensors")
     for place, index in enumerate((3, 5)):
@@ -107,8 +112,10 @@ def test_a_folder_in_use_is_found_before_the_work(in_its_folder, monkeypatch):
     def begun(*arguments, **options):
         raise AssertionError("it has begun")
 
-    names = {"landscape": "loss_landscape", "curvature": "hessian_curvature", "convergence": "exp_convergence",
-             "transfer": "transfer_accuracy", "epoch-time": "epoch_times"}  # fmt: skip
+    names = {
+        "distribution": "learned_distribution", "landscape": "loss_landscape", "curvature": "hessian_curvature",
+        "convergence": "exp_convergence", "transfer": "transfer_accuracy", "epoch-time": "epoch_times",
+    }  # fmt: skip
     for name, function in names.items():
         monkeypatch.setattr(f"adt_fast.commands.{name.replace('-', '_')}.{function}", begun)
         assert cli.main([*COMMANDS[name], "--output", "standard"]) == 2

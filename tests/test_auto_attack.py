@@ -81,5 +81,5 @@ def test_bad_arguments(package, options, error, message):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "autoattack", None)
-    with pytest.raises(ImportError, match="adt_fast\\[autoattack\\]"):
+    with pytest.raises(ImportError, match="pip install git"):
         AutoAttack(TinyClassifier())

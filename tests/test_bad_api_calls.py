@@ -421,6 +421,14 @@ def analysis_calls() -> Iterator[tuple[str, Good]]:
         "samples": 2},
         {"attack": METHOD, "data": batches, "samples": integer(2), "seed": integer(-(2**63))},
     )  # fmt: skip
+    yield "learned_distribution", Good(
+        analysis.learned_distribution,
+        lambda: {"attack": attacks.EXP(TinyClassifier(), steps=1, samples=1), "images": images(), "labels": labels(),
+        "samples": 1, "shown": 1},
+        {"attack": METHOD, **batch, "samples": integer(1), "shown": integer(1), "batch_size": integer(1),
+         "seed": integer(-(2**63)),
+         "class_names": Kind({"number": 3, "str": "abcd", "numbers": [1, 2, 3, 4], "too few": ["a"], "empty": []})},
+    )  # fmt: skip
     yield "transfer_attacks", Good(analysis.transfer_attacks, dict, {"epsilon": POSITIVE, "seed": integer(-(2**63))})
     some_models = Kind({"None": None, "model": TinyClassifier(), "empty": {}, "texts": {"a": "b"}})
     yield "transfer_accuracy", Good(

@@ -396,7 +396,7 @@ def test_a_bad_call_is_refused(call: BadCall) -> None:
 
 # ---- NoiseStream ---------------------------------------------------------------------------------------------------
 
-NOT_INTS = {flaw: value for flaw, value in NOT_NUMBERS.items()} | NOT_FINITE | {"float": 1.0, "array": np.int64(1)}
+NOT_INTS = dict(NOT_NUMBERS) | NOT_FINITE | {"float": 1.0, "array": np.int64(1)}
 STREAM_FLAWS = {
     "seed": NOT_INTS | {"too small": -(2**63) - 1, "too large": 2**63, "far too large": 10**400},
     "offset": NOT_INTS | {"negative": -1, "too large": 2**40, "far too large": 10**400},

@@ -18,7 +18,18 @@ import numpy as np
 import pytest
 import torch
 
-from adt_fast.data import BatchLoader, DataError, ImageData, augment, cifar, dataset_names, download, load_dataset, svhn
+from adt_fast.data import (
+    BatchLoader,
+    DataError,
+    ImageData,
+    augment,
+    channel_statistics,
+    cifar,
+    dataset_names,
+    download,
+    load_dataset,
+    svhn,
+)
 from adt_fast.data.restricted_pickle import load_dict
 
 REAL_DATA = Path(os.environ.get("ADT_FAST_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -494,6 +505,25 @@ def test_image_data_refuses_what_does_not_fit(changes, error, message):
         dataclasses.replace(some_data(), **changes)
 
 
+def test_channel_statistics_are_those_of_float64(device):
+    generator = torch.Generator().manual_seed(0)
+    images = (256 * torch.rand(9, 3, 5, 4, generator=generator) ** torch.tensor([1, 2, 5]).view(-1, 1, 1)).byte()
+    images = images.contiguous(memory_format=torch.channels_last).to(device)
+    intensities = images.cpu().numpy().astype(np.float64) / 255
+    mean, std = channel_statistics(images)
+    assert mean == pytest.approx(intensities.mean((0, 2, 3)).tolist(), rel=1e-14)
+    assert std == pytest.approx(intensities.std((0, 2, 3)).tolist(), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("images", "error"), [(torch.rand(2, 3, 4, 4), TypeError), (torch.zeros(3, 4, 4, dtype=torch.uint8), ValueError),
+                          (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), ValueError)],
+)  # fmt: skip
+def test_channel_statistics_are_of_8_bit_images(images, error):
+    with pytest.raises(error, match="images must"):
+        channel_statistics(images)
+
+
 # --- downloads ---
 
 
@@ -504,7 +534,8 @@ def server(content, announced=None):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             if self.path == "/missing":
-                return self.send_error(404)
+                self.send_error(404)
+                return
             self.send_response(200)
             self.send_header("Content-Length", str(len(content) if announced is None else announced))
             self.end_headers()

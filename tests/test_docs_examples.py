@@ -38,6 +38,10 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 NOT_RUN = {
     "pip install": "changes the environment that the tests run in",
     "pytest": "these are the tests",
+    "python -m pytest": "these are the tests",
+    "ruff": "looks at all sources, whatever the page",
+    "cmake": "builds the native core",
+    "python -m tools.": "writes into docs/, as tests/test_reference_pages.py compares",
     "python -m benchmarks.": "tests/test_benchmarks.py and its neighbours run them, smaller",
     "benchmarks/gpu_suite.sh": "is for GPU machines, and takes an hour",
     "tensorboard": "serves pages until it is stopped",
@@ -55,6 +59,7 @@ SMALLER = {
     r"train .*--method \S+-am": f"{_DIGITS} --generator-width 8",
     r"train": _DIGITS,
     r"evaluate": "--test-limit 4",
+    r"distribution": "--tried 10 --test-limit 8",
     r"landscape": "--steps 3 --test-limit 8",
     r"transfer": "--test-limit 4",
     r"entropy-sweep": f"{_DIGITS} --generator-width 8 --entropy-samples 2",
@@ -65,6 +70,7 @@ SMALLER_PYTHON = {
     '"wrn-28-10"': '"wrn-10-1"',
     '"cuda"': '"cpu"',
     "epochs=76": "epochs=1",
+    "fullgraph=True)": 'fullgraph=True, backend="aot_eager")',
     'load_dataset("cifar10", "test", data_dir="DIR")': 'load_dataset("cifar10", "test", data_dir="DIR", limit=4)',
 }
 """Texts in Python examples, and what stands in for them."""

@@ -115,9 +115,11 @@ def test_every_tensor_has_a_shape():
     without = []
     for one in DESCRIBED:
         entries = with_entries(one.whole)
-        for parameter in one.parameters:
-            if is_tensor(parameter.annotation) and not has_shape(entries.get(parameter.name, one.own), one.whole):
-                without.append(f"{one.title}: {parameter.name}")
+        without += [
+            f"{one.title}: {parameter.name}"
+            for parameter in one.parameters
+            if is_tensor(parameter.annotation) and not has_shape(entries.get(parameter.name, one.own), one.whole)
+        ]
         returns = one.function and inspect.signature(one.function).return_annotation
         if is_tensor(returns) and not has_shape(one.own, one.whole):
             without.append(f"{one.title}: what it returns")
@@ -147,9 +149,11 @@ def test_what_raises_an_error_says_so():
     unsaid = []
     for one in DESCRIBED:
         text = one.own if re.search(r"\b[Rr]aise", one.own) else one.whole
-        for error in sorted(raised_by(one.function) if one.function else ()):
-            if not re.search(r"\b[Rr]aise", text) or not re.search(error, text):
-                unsaid.append(f"{one.title}: {error}")
+        unsaid += [
+            f"{one.title}: {error}"
+            for error in sorted(raised_by(one.function) if one.function else ())
+            if not re.search(r"\b[Rr]aise", text) or not re.search(error, text)
+        ]
     assert unsaid == []
 
 

@@ -110,7 +110,7 @@ def test_parameter_counts_are_the_published_ones(name, num_classes, parameters):
 
 def test_wide_resnet_has_the_keys_and_shapes_of_published_checkpoints():
     def bn(name, channels):
-        sizes = {key: (channels,) for key in ("weight", "bias", "running_mean", "running_var")}
+        sizes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (channels,))
         return {f"{name}.{key}": size for key, size in {**sizes, "num_batches_tracked": ()}.items()}
 
     expected = {"conv1.weight": (16, 3, 3, 3), **bn("bn1", 128), "fc.weight": (10, 128), "fc.bias": (10,)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
 
 import independent_noise
@@ -29,6 +31,38 @@ def run_python(program: str, *arguments: str, timeout: float = 120, **environmen
         [sys.executable, "-c", program, *arguments], env=os.environ | environment, capture_output=True,
         timeout=timeout,
     )  # fmt: skip
+
+
+# ---- the stub, by which mypy checks the calls ------------------------------------------------------------------------
+
+
+def kind_of(annotation: ast.expr, aliases: dict[str, ast.expr]) -> str | tuple[str, ...]:
+    """Of an argument, in the words of the stub or of any pybind11: int, float, bool or str, or a tuple of them."""
+    if isinstance(annotation, ast.Name) and annotation.id in aliases:
+        annotation = aliases[annotation.id]
+    if isinstance(annotation, ast.Subscript):
+        return tuple(kind_of(part, aliases) for part in annotation.slice.elts)
+    return next(kind for kind in ("float", "bool", "str", "int") if kind in ast.unparse(annotation).lower())
+
+
+def signatures(source: str) -> dict[str, list[str | tuple[str, ...]]]:
+    """The arguments of each function in a stub."""
+    body = ast.parse(source).body
+    aliases = {node.target.id: node.value for node in body if isinstance(node, ast.AnnAssign) and node.value}
+    functions = [node for node in body if isinstance(node, ast.FunctionDef)]
+    return {one.name: [kind_of(argument.annotation, aliases) for argument in (*one.args.posonlyargs, *one.args.args)]
+            for one in functions}  # fmt: skip
+
+
+def test_the_stub_has_the_names_and_arguments_of_the_native_module() -> None:
+    stub = (Path(adt_fast.__file__).parent / "_C.pyi").read_text()
+    public = {name: getattr(_native.module, name) for name in dir(_native.module) if not name.startswith("__")}
+    functions = {name: value for name, value in public.items() if callable(value)}
+    built = signatures("\n".join(f"def {one.__doc__.splitlines()[0]}: ..." for one in functions.values()))
+    assert signatures(stub) == built
+    declared = [node for node in ast.parse(stub).body if isinstance(node, ast.AnnAssign) and node.value is None]
+    constants = {name: type(value).__name__ for name, value in public.items() if name not in functions}
+    assert {node.target.id: ast.unparse(node.annotation) for node in declared} == constants
 
 
 # ---- build_info ----------------------------------------------------------------------------------------------------

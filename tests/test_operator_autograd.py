@@ -163,9 +163,8 @@ def test_affine_relu_meets_zero_infinity_and_nan_as_torch_does(
     x = numbers.repeat(13)[: math.prod(shape)].view(shape).requires_grad_()
     one = torch.ones(shape[1], dtype=torch.promote_types(dtype, torch.float32), device=device)
     for relu, plain in ((True, torch.relu), (False, lambda x: x * 1)):
-        results = []
-        for y in (ops.affine_relu(x, one, 0 * one, relu=relu), plain(x)):
-            results.append((y, *torch.autograd.grad(y, x, torch.full_like(y, 3.0))))
+        outs = (ops.affine_relu(x, one, 0 * one, relu=relu), plain(x))
+        results = [(y, *torch.autograd.grad(y, x, torch.full_like(y, 3.0))) for y in outs]
         for ours, theirs in zip(*results):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 

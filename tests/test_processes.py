@@ -1,5 +1,6 @@
 """Processes that train together: what they exchange is what each gave, and a failure in one is one in all."""
 
+import os
 import socket
 
 import pytest
@@ -9,7 +10,7 @@ from spawned import spawned
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adt_fast.processes import AnotherProcessFailed, Processes, local_device
+from adt_fast.processes import AnotherProcessFailed, Processes, end_process, local_device
 
 gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch has no gloo")
 SIZE = 3
@@ -190,3 +191,21 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="--nproc-per-node must be at most 1, the number of GPUs here, got 2"):
         local_device(torch.device("cuda"))
+
+
+def test_the_processes_of_torchrun_end_without_python_clearing_up(monkeypatch, capfd):
+    """What is printed is not lost."""
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):  # of the line behind, which is not reached without the patch
+        print("printed", end="")
+        end_process(2)
+    assert ended == [2] and capfd.readouterr().out == "printed"
+    for status, error in ((256, ValueError), (None, TypeError)):
+        with pytest.raises(error, match="status must be"):
+            end_process(status)
+    monkeypatch.delenv("RANK")
+    with pytest.raises(SystemExit, match="0"):
+        end_process()
+    assert ended == [2]

@@ -96,7 +96,7 @@ def test_accuracies_and_a_rob_are_those_of_brute_force(model):
 def test_natural_errors_are_not_attacked_and_survivors_only_are_with_the_option(model, device):
     data = labelled_by(model)
     for survivors_only in (False, True):
-        seen = {name: 0 for name in ATTACKS}
+        seen = dict.fromkeys(ATTACKS, 0)
 
         def counting(name, seen=seen):
             def attack(images, labels):

@@ -431,7 +431,7 @@ def checkout(tmp_path):
     """A small package of this name, with this one's build files, and its commit."""
     (tmp_path / "checkout" / "adt_fast").mkdir(parents=True)
     shutil.copy(_commit.__file__, tmp_path / "checkout" / "adt_fast")
-    (tmp_path / "checkout" / "adt_fast" / "__init__.py").write_text("")
+    (tmp_path / "checkout" / "adt_fast" / "__init__.py").write_text('__version__ = "1"\n')
     git("init", "-q", folder=tmp_path / "checkout")
     git("add", ".", folder=tmp_path / "checkout")
     git("commit", "-q", "-m", "First", folder=tmp_path / "checkout")

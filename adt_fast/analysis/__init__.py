@@ -2,6 +2,7 @@
 
 from .convergence import Convergence, exp_convergence
 from .curvature import Curvature, hessian_curvature
+from .distribution import DistributionPicture, learned_distribution
 from .entropy import Entropy, distribution_entropy
 from .epoch_time import EpochTimes, epoch_times
 from .landscape import Landscape, loss_landscape
@@ -14,6 +15,7 @@ __all__ = [
     "AttackFactory",
     "Convergence",
     "Curvature",
+    "DistributionPicture",
     "Entropy",
     "EntropyPoint",
     "EntropySweep",
@@ -26,6 +28,7 @@ __all__ = [
     "epoch_times",
     "exp_convergence",
     "hessian_curvature",
+    "learned_distribution",
     "loss_landscape",
     "sweep_methods",
     "transfer_accuracy",

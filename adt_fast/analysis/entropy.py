@@ -101,7 +101,7 @@ def distribution_entropy(attack: EXP | EXPAM, data: Batches, *, samples: int = 1
     noise = None
     for images, labels in shown_batches(attack.model, data, "entropy"):
         noise = noise or NoiseStream(seed, images.device)
-        mu, rho = _distribution(attack, images, labels)
+        mu, rho = explicit_distribution(attack, images, labels)
         values = sampled_neg_log_density(mu, rho, noise, samples=samples, epsilon=attack.epsilon)
         means.append(values.mean(0))
         errors.append(values.std(0) / math.sqrt(samples))
@@ -122,14 +122,15 @@ def sampled_neg_log_density(mu: Tensor, rho: Tensor, noise: NoiseStream, *, samp
         _, neg_log_density = ops.tanh_gaussian_sample(
             image, mu, rho, noise.state, epsilon=epsilon, lower=-math.inf, upper=math.inf, draw=draw
         )
+        assert neg_log_density is not None  # asked for, by default
         values.append(neg_log_density[0].double().cpu())
     noise.advance(samples)
     return torch.stack(values)
 
 
 @torch.no_grad()
-def _distribution(attack: EXP | EXPAM, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(mu, rho), ``[B, C, H, W]`` each, contiguous."""
+def explicit_distribution(attack: EXP | EXPAM, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(mu, rho) of each image's distribution of delta, ``[B, C, H, W]`` each, contiguous."""
     if isinstance(attack, EXP):
         found = attack.maximize(images, labels)
         mu, rho = found.mu, found.rho

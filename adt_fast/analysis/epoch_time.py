@@ -150,7 +150,8 @@ def epoch_times(
 def _config_of(method: str, config: TrainConfig, output: Path) -> TrainConfig:
     """The config for this method, without the options that it does not have."""
     foreign = config.method_options().keys() - method_spec(method).defaults()
-    return replace(config, method=method, output=output, **dict.fromkeys(foreign))
+    left_out: dict[str, Any] = dict.fromkeys(foreign)
+    return replace(config, method=method, output=output, **left_out)
 
 
 def time_in_turns(

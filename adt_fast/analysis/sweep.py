@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._atomic_file import atomic_file
 from .._checks import check_finite, check_int
-from ..attacks import EXP, PGD, Attack
+from ..attacks import EXP, EXPAM, PGD
 from ..config import TrainConfig
 from ..evaluation import evaluate_accuracy
 from ..experiment import TrainingRun
@@ -135,8 +135,8 @@ def entropy_sweep(
     configs = [replace(config, entropy_weight=float(weight)) for weight in sorted(entropy_weights)]
     resolved = [one.resolved() for one in configs]
     settings = [_settings(one, samples) for one in resolved]
-    for one in settings:  # all of them before the first training
-        _cached(output, one)
+    for its_settings in settings:  # all of them before the first training
+        _cached(output, its_settings)
     points = []
     for one, its_settings in zip(configs, settings):
         point = _cached(output, its_settings)
@@ -156,7 +156,8 @@ def _train_and_measure(config: TrainConfig, output: Path, samples: int) -> Entro
     run = TrainingRun(replace(config, output=folder.path))
     run.train()
     attack = PGD(run.model, run.config.epsilon, steps=20, noise=NoiseStream(run.config.seed))
-    entropy = distribution_entropy(_in_float32(run), run.test_data, samples=samples, seed=run.config.seed)
+    assert run.config.entropy_weight is not None  # all of sweep_methods() have one
+    entropy = distribution_entropy(maximizer_in_float32(run), run.test_data, samples=samples, seed=run.config.seed)
     return EntropyPoint(
         entropy_weight=run.config.entropy_weight,
         natural=float(evaluate_accuracy(run.model, run.test_data, progress="natural")),
@@ -166,15 +167,16 @@ def _train_and_measure(config: TrainConfig, output: Path, samples: int) -> Entro
     )
 
 
-def _in_float32(run: TrainingRun) -> Attack:
+def maximizer_in_float32(run: TrainingRun) -> EXP | EXPAM:
     """The run's maximizer, networks as trained, on an engine in float32 and with noise of its own."""
     trained, config = run.trainer.method, run.config
     again = create_method(
-        config.method, run.model, epsilon=config.epsilon, image_shape=tuple(run.test_data.images.shape[1:]),
+        config.method, run.model, epsilon=config.epsilon, image_shape=run.test_data.image_shape,
         model_mode=config.model_mode, noise=NoiseStream(config.seed), engine=FLOAT32, **config.method_options(),
     )  # fmt: skip
-    if trained.joint is not None:
+    if trained.joint is not None and again.joint is not None:
         again.joint.load_state_dict(trained.joint.state_dict())
+    assert isinstance(again.maximizer, (EXP, EXPAM))  # all of sweep_methods() have one
     return again.maximizer
 
 

@@ -24,8 +24,7 @@ def linf_start(
 
 def symmetric_uniform(zeros: Tensor, noise: Tensor, *, first_example: int = 0) -> Tensor:
     """Numbers uniform in [-1, 1], like ``zeros`` ``[B, ...]``. Takes one draw."""
-    everywhere = {"epsilon": 1.0, "lower": -math.inf, "upper": math.inf}
-    return linf_start(zeros, noise, first_example=first_example, **everywhere)
+    return linf_start(zeros, noise, epsilon=1.0, lower=-math.inf, upper=math.inf, first_example=first_example)
 
 
 def l2_start(

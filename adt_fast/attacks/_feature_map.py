@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -51,7 +51,7 @@ class FeatureMap(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.method:
-            found = self.classifier.features(images)
+            found = self._features_of(images)
             return (found.mean((2, 3)) if self.pooled else found).flatten(1)
         return self._read_layer(images)[-1].flatten(1)
 
@@ -63,7 +63,7 @@ class FeatureMap(nn.Module):
         to be averaged is no feature map.
         """
         with model_mode(self.classifier, mode):
-            seen = [self.classifier.features(image)] if self.method else self._read_layer(image)
+            seen = [self._features_of(image)] if self.method else self._read_layer(image)
         source = "the model's features(images)" if self.method else f"layer {self.layer!r}"
         if len(seen) != 1:
             raise ValueError(f"{source} must run once in a pass of the model, it ran {len(seen)} times")
@@ -75,16 +75,22 @@ class FeatureMap(nn.Module):
             raise ValueError(f"features='post-pool' needs a feature map [N, C, H, W], {source} gave "
                              f"{list(found.shape)} for one image")
 
-    def _read_layer(self, images: Tensor) -> list[Tensor]:
-        """What passes the layer, each time that it runs."""
-        seen: list[Tensor] = []
+    def _features_of(self, images: Tensor) -> Any:
+        """What the classifier's own method says."""
+        classifier: Any = self.classifier
+        return classifier.features(images)
 
-        def keep_input(module: nn.Module, inputs: tuple) -> None:
+    def _read_layer(self, images: Tensor) -> list[Any]:
+        """What passes the layer, each time that it runs."""
+        seen: list[Any] = []
+
+        def keep_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             seen.append(_kept(inputs[0]) if inputs else None)
 
-        def keep_output(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        def keep_output(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             seen.append(_kept(output))
 
+        assert self.layer is not None  # there is one wherever the classifier has no method
         layer = self.classifier.get_submodule(self.layer)
         hook = (
             layer.register_forward_pre_hook(keep_input)

@@ -115,7 +115,7 @@ class AmortizedAttack(Attack):
         return (torch.cat([x, self._scaled(g1), self._scaled(g2)], 1),)
 
     @property
-    def _sampling_ball(self) -> dict[str, float]:
+    def _sampling_ball(self) -> dict[str, Any]:
         return self.ball if self.clamp else self.unclamped_ball
 
     def _scaled(self, grad: Tensor) -> Tensor:

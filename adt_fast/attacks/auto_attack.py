@@ -15,6 +15,9 @@ from ._ball import Norm, confine
 
 Version = Literal["standard", "plus", "rand"]
 
+_INSTALL = "pip install git+https://github.com/fra31/auto-attack"
+"""No extra of ours: package indices refuse packages that require sources from elsewhere."""
+
 _NORMS = {"linf": "Linf", "l2": "L2"}
 
 
@@ -22,7 +25,7 @@ class AutoAttack:
     """AutoAttack: APGD on two losses, FAB and Square, each on the images that are still classified right.
 
     It is the reference of RobustBench, so nothing of it is ours: the package ``autoattack`` does the work, and its
-    sources, not a release, are what it is installed from: ``pip install "adt_fast[autoattack]"``.
+    sources, not a release, are what it is installed from: ``pip install git+https://github.com/fra31/auto-attack``.
 
     Args:
         model: images ``[B, C, H, W]`` in [0, 1] -> logits; attacked in eval mode, without wrappers.
@@ -96,5 +99,5 @@ def _package() -> Any:
     try:
         from autoattack import AutoAttack as package
     except ImportError:
-        raise ImportError('AutoAttack needs its own package: pip install "adt_fast[autoattack]"') from None
+        raise ImportError(f"AutoAttack needs its own package: {_INSTALL}") from None
     return package

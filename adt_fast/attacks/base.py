@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -177,7 +177,7 @@ class Attack(ABC):
         return self.noise
 
     @property
-    def ball(self) -> dict[str, float]:
+    def ball(self) -> dict[str, Any]:
         """epsilon, lower and upper, as the operators take them."""
         return {"epsilon": self.epsilon, "lower": self.lower, "upper": self.upper}
 

@@ -133,7 +133,8 @@ class FeatureAttack(Attack):
         """starts ``[n, C, H, W]``, pairs ``[n, 2, C, H, W]`` of an image and its target."""
         layout = gradient.layout(starts)
         images, targets = (with_layout(part, layout) for part in pairs.unbind(1))
-        wanted = self.feature_gradient.loss.targets(gradient.logits(targets))
+        loss: Any = self.feature_gradient.loss
+        wanted = loss.targets(gradient.logits(targets))
         x_adv = starts.clone(memory_format=layout)
         for _ in range(self.steps):
             ops.linf_step_(x_adv, gradient(x_adv, wanted).grad, images, step_size=self.step_size, **self.ball)

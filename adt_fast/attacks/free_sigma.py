@@ -46,14 +46,15 @@ def ascent_step_on_sigma_(
     """
     leaves = mu.detach().requires_grad_(), rho_of(sigma).requires_grad_()
     with torch.enable_grad():
-        samples = ops.tanh_gaussian_sample(
+        x_adv, neg_log_density = ops.tanh_gaussian_sample(
             x, *leaves, noise, samples=len(grad_x_adv), draw=draw, first_example=first_example, dtype=grad_x_adv.dtype,
             log_offset=log_offset, epsilon=epsilon, lower=lower, upper=upper,
         )  # fmt: skip
     weight = entropy_weight / mu.numel() if entropy_reduction == "mean" else entropy_weight
     # Scaled afterwards, in float32: a 16-bit gradient may carry a loss scale that keeps it from vanishing.
-    directions = (grad_x_adv, torch.full_like(samples[1], weight / grad_scale))
-    d_mu, d_rho = (grad.mul_(grad_scale) for grad in torch.autograd.grad(samples, leaves, directions))
+    assert neg_log_density is not None  # asked for, by default
+    directions = (grad_x_adv, torch.full_like(neg_log_density, weight / grad_scale))
+    d_mu, d_rho = (grad.mul_(grad_scale) for grad in torch.autograd.grad((x_adv, neg_log_density), leaves, directions))
     d_sigma = d_rho / -torch.expm1(-sigma)  # d sigma / d rho = sigmoid(rho) = 1 - exp(-sigma)
     for index, (parameter, fresh) in enumerate(((mu, d_mu), (sigma, d_sigma))):
         grad = fresh if accumulated is None else accumulated[index].add_(fresh)

@@ -11,6 +11,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from collections.abc import Iterable
 from typing import Any
 
 import safetensors.torch
@@ -87,7 +88,8 @@ def _check_depth(programs: io.BytesIO) -> None:
             return
         stack: list[int | None] = []  # how many tuples deep each value is; None for a mark
         memo: dict[int, int] = {}
-        for operation, argument, _position in pickletools.genops(programs):
+        steps: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None]] = pickletools.genops(programs)
+        for operation, argument, _position in steps:
             taken = _take(stack, operation)
             if operation.name in ("GET", "BINGET", "LONG_BINGET"):
                 stack.append(memo[int(argument)])
@@ -100,8 +102,9 @@ def _check_depth(programs: io.BytesIO) -> None:
             elif operation.name == "DUP":
                 stack += taken * 2
             elif "TUPLE" in operation.name:
-                stack.append(1 + max(taken, default=0))
-                if stack[-1] > _DEEPEST_TUPLE:
+                depth = 1 + max(taken, default=0)
+                stack.append(depth)
+                if depth > _DEEPEST_TUPLE:
                     raise UnknownCheckpoint(f"nests tuples more than {_DEEPEST_TUPLE} deep")
             else:
                 stack += [0] * len(operation.stack_after)
@@ -114,6 +117,5 @@ def _take(stack: list[int | None], operation: pickletools.OpcodeInfo) -> list[in
     if "mark" in names:
         while (value := stack.pop()) is not None:
             taken.append(value)
-    for _ in range(names.index("mark") if "mark" in names else len(names)):
-        taken.append(stack.pop() or 0)
-    return taken
+    below = names.index("mark") if "mark" in names else len(names)
+    return taken + [stack.pop() or 0 for _ in range(below)]

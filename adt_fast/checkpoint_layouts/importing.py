@@ -142,8 +142,8 @@ def _checked(
         )
     for name, tensor in state.items():
         _check_tensor(theirs(name), tensor, torch.int64 if name.endswith(_COUNTER) else state["conv1.weight"].dtype)
-    zeros = dict.fromkeys(counters, torch.zeros((), dtype=torch.int64))
-    tensors = {name: zeros.get(name, state.get(name)).detach().clone().contiguous() for name in expected}
+    complete = {**state, **dict.fromkeys(counters, torch.zeros((), dtype=torch.int64))}
+    tensors = {name: complete[name].detach().clone().contiguous() for name in expected}
     return tensors, [theirs(name) for name in counters]
 
 
@@ -171,6 +171,7 @@ def _normalization(
                 )
             return None
         normalization(mean, std, in_channels)  # raises for numbers that will not do
+        assert mean is not None and std is not None  # one alone will not do
         return {"mean": torch.tensor(list(mean), dtype=torch.float64),
                 "std": torch.tensor(list(std), dtype=torch.float64)}
     if mean is not None or std is not None:

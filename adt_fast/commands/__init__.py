@@ -4,6 +4,7 @@ from .configs import Configs
 from .convergence import Convergence
 from .convert import Convert
 from .curvature import Curvature
+from .distribution import Distribution
 from .entropy_sweep import EntropySweep
 from .epoch_time import EpochTime
 from .evaluate import Evaluate
@@ -16,6 +17,7 @@ from .transfer import Transfer
 COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
+    "distribution": Distribution,
     "landscape": Landscape,
     "curvature": Curvature,
     "convergence": Convergence,
@@ -35,6 +37,7 @@ __all__ = [
     "Convergence",
     "Convert",
     "Curvature",
+    "Distribution",
     "EntropySweep",
     "EpochTime",
     "Evaluate",

@@ -72,10 +72,11 @@ class Convert:
     """The entry of the source that holds the model, where there are several."""
 
     def __call__(self) -> None:
-        options = dict(model_name=self.model, mean=self.mean, std=self.std, activation=self.activation,
+        options: dict[str, Any] = dict(model_name=self.model, mean=self.mean, std=self.std, activation=self.activation,
                        shortcut=self.shortcut, entry=self.entry)  # fmt: skip
+        normalization: Any = self.normalization  # one of the two, or refused
         conversion = convert_checkpoint(
-            self.source, self.target, layout=self.layout, normalization=self.normalization,
+            self.source, self.target, layout=self.layout, normalization=normalization,
             sub_block1=self.sub_block1, module_prefix=self.module_prefix, **options,
         )  # fmt: skip
         with begun():

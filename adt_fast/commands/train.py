@@ -84,11 +84,11 @@ def _train(run: TrainingRun) -> None:
     if run.stands_at != "the beginning":
         say(f"going on at {run.stands_at}")
     with begun(_how_to_go_on(run)):
-        run.train(report=lambda *results: _say_above_bar(say, _epoch_line(*results, run.config.epochs)))
-        run.evaluate()
-    say(f"\n{accuracy_table(run.results)}")
+        run.train(report=lambda result, found: _say_above_bar(say, _epoch_line(result, found, run.config.epochs)))
+        results = run.evaluate()
+    say(f"\n{accuracy_table(results)}")
     if run.best_results is not None:
-        best = run.validation.best
+        best = None if run.validation is None else run.validation.best
         say(f"\nof the best model in validation{f', that after epoch {best.epoch}' if best else ''}\n\n"
             f"{accuracy_table(run.best_results)}")
     say(f"\nsaved to {run.path}")

@@ -53,8 +53,9 @@ class _Attack:
         """
         labels, target = _classes_of(criterion)
         several = isinstance(epsilons, Iterable)
+        radii: Iterable[float] = epsilons if isinstance(epsilons, Iterable) else [epsilons]
         found, success = [], []
-        for epsilon in epsilons if several else [epsilons]:
+        for epsilon in radii:
             step_size = {} if self._relative is None else {"step_size": self._relative * epsilon}
             attack = self._make(model, epsilon, target=target, **self._options, **step_size)
             found.append(attack(inputs, labels))

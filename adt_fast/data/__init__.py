@@ -12,13 +12,23 @@ from pathlib import Path
 from .._checks import check_bool
 from .._suggest import unknown_name_message
 from .cifar import load_cifar10, load_cifar100
+from .class_names import class_names
 from .digits import load_digits
-from .images import DataError, ImageData, check_limit
+from .images import DataError, ImageData, channel_statistics, check_limit
 from .loader import BatchLoader
 from .npz import load_npz
 from .svhn import load_svhn
 
-__all__ = ["BatchLoader", "DataError", "ImageData", "dataset_names", "load_dataset", "load_npz"]
+__all__ = [
+    "BatchLoader",
+    "DataError",
+    "ImageData",
+    "channel_statistics",
+    "class_names",
+    "dataset_names",
+    "load_dataset",
+    "load_npz",
+]
 
 _FROM_FILES = {"cifar10": load_cifar10, "cifar100": load_cifar100, "svhn": load_svhn}
 _SPLITS = ("train", "test")

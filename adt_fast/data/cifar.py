@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,14 +143,15 @@ def _read_archive(archive: Path, folder: str, files: Iterable[str]) -> dict[str,
     contents = {}
     try:
         with gzip.open(archive) as unpacked:
-            stream = _Limited(unpacked)
+            stream: Any = _Limited(unpacked)
             # As a stream, which only moves on: a hostile archive may have offsets that lead round in a circle.
             with tarfile.open(fileobj=stream, mode="r|") as tar:
                 for member in tar:
                     if member.isfile() and member.name in members:
                         if not 0 <= member.size <= _LARGEST_FILE:
                             raise tarfile.ReadError(f"{member.name} would be of {member.size} bytes")
-                        contents[members[member.name]] = tar.extractfile(member).read()
+                        file: Any = tar.extractfile(member)  # there is one, for it is a file
+                        contents[members[member.name]] = file.read()
             while stream.read(1 << 20):  # the checksum of the whole stands at its end
                 pass
     except FileNotFoundError:
@@ -167,7 +168,7 @@ def _read_archive(archive: Path, folder: str, files: Iterable[str]) -> dict[str,
 class _Limited:
     """A stream that ends with an error before it has filled the memory or the day."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: gzip.GzipFile) -> None:
         self._stream = stream
         self._left = _LARGEST_ARCHIVE
         self._empty_reads = 0
@@ -192,7 +193,7 @@ def _parse(content: bytes, source: str, published: _Published) -> tuple[np.ndarr
     images, labels = batch.get("data"), batch.get(published.label_key)
     width = math.prod(_IMAGE_SHAPE)
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != width:
-        given = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        given: object = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise DataError(f"{source}: 'data' must be a uint8 array [N, {width}], got {given}")
     if not isinstance(labels, list) or len(labels) != len(images):
         given = len(labels) if isinstance(labels, list) else type(labels).__name__

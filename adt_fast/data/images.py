@@ -61,6 +61,12 @@ class ImageData:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
     def to(self, device: torch.device | str) -> ImageData:
         """The same data on `device`; no copy where it is there already."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
@@ -88,6 +94,25 @@ class ImageData:
 
     def _part(self, which: Tensor | slice) -> ImageData:
         return replace(self, images=self.images[which], labels=self.labels[which])
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of each channel of the images in [0, 1], over all pixels: what `ImageData` takes.
+
+    images: uint8 [N, C, H, W], 0 to 255. They are counted, so memory for a channel of them is enough, and both numbers
+        are those of float64. The standard deviation is that of the pixels themselves, with n in its denominator.
+
+    Raises TypeError or ValueError where images are not so, or empty.
+    """
+    _check_tensor("images", images, torch.uint8, 4)
+    if images.numel() == 0:
+        raise ValueError(f"images must not be empty, got shape {list(images.shape)}")
+    intensities = torch.arange(256, dtype=torch.float64, device="cpu") / 255
+    counts = [channel.flatten().bincount(minlength=256).cpu().double() for channel in images.unbind(1)]
+    shares = torch.stack(counts) / counts[0].sum()  # [C, 256]
+    mean = shares @ intensities
+    variance = (shares * (intensities - mean[:, None]).square()).sum(1)
+    return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
 
 
 def check_limit(limit: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -152,7 +152,7 @@ class BatchLoader:
             images = augment.crop(images, draws.offsets, self.crop_padding)
         if self.flip:
             images = augment.flip(images, draws.flipped)
-        if self.cutout:
+        if self.cutout and self._colour is not None:
             images = augment.cutout(images, draws.centres, self.cutout, self._colour)
         return images
 
@@ -169,7 +169,8 @@ class BatchLoader:
 
         All are drawn whether they are used or not, so that no setting changes what another one draws.
         """
-        (height, width), on_cpu = self.data.images.shape[2:], dict(generator=generator, device="cpu")
+        height, width = self.data.images.shape[2:]
+        on_cpu: dict[str, Any] = {"generator": generator, "device": "cpu"}
         flipped = torch.rand(count, **on_cpu) < 0.5
         permutation = torch.randperm(count, **on_cpu)
         offsets = torch.randint(2 * self.crop_padding + 1, (count, 2), **on_cpu)

@@ -7,7 +7,7 @@ import math
 import os
 import zipfile
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -137,7 +137,7 @@ def _read_labels(archive: zipfile.ZipFile, array: _Array, count: int) -> np.ndar
         return np.frombuffer(_read_exactly(stream, count * array.dtype.itemsize), array.dtype)
 
 
-def _read_exactly(stream: BinaryIO, count: int) -> bytes:
+def _read_exactly(stream: IO[bytes], count: int) -> bytes:
     """Zip's checksum is verified with the last byte of a member."""
     read = stream.read(count)
     if len(read) != count:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ def prefetched(loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) ->
     waiting = None
     for batch in loader:
         with torch.cuda.stream(stream):
-            coming = tuple(_sent(part, device) for part in batch)
+            coming: Any = tuple(_sent(part, device) for part in batch)
         if waiting is not None:
             yield waiting
         _receive(coming, stream)

@@ -12,6 +12,7 @@ import math
 import pickle
 import pickletools
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -32,17 +33,18 @@ class _Dtype:
             raise pickle.UnpicklingError(f"holds an array of {code!r}, not of numbers")
         self.dtype = np.dtype(code)
 
-    def __setstate__(self, state: tuple) -> None:
-        self.dtype = self.dtype.newbyteorder(_text(state[1]))
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        order: Any = _text(state[1])
+        self.dtype = self.dtype.newbyteorder(order)
 
 
 class _Array:
     """Stands in for numpy.ndarray and for the function that makes an empty one, to be filled by __setstate__."""
 
-    def __init__(self, array_type: type, shape: tuple, code: bytes) -> None:
+    def __init__(self, array_type: type, shape: tuple[int, ...], code: bytes) -> None:
         self.array: np.ndarray | None = None
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _version, shape, dtype, is_fortran, data = state
         dtype = dtype.dtype
         if not isinstance(data, bytes):
@@ -106,7 +108,8 @@ def load_dict(pickled: bytes) -> dict[str, Any]:
 def _check_program(pickled: bytes) -> None:
     """Refuse, without running it, a program that would exhaust the stack or the memory of the unpickler."""
     tuples = 0
-    for count, (operation, argument, _position) in enumerate(pickletools.genops(pickled)):
+    steps: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None]] = pickletools.genops(pickled)
+    for count, (operation, argument, _position) in enumerate(steps):
         tuples += "TUPLE" in operation.name
         if tuples > _MOST_TUPLES:
             raise pickle.UnpicklingError(f"holds more than {_MOST_TUPLES} tuples")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class Accuracy:
         return f"{float(self):.2%}"
 
 
-def accuracy_from_state(what: str, state: object) -> Accuracy:
+def accuracy_from_state(what: str, state: Any) -> Accuracy:
     """The accuracy that was saved as a dict. Raises TypeError or ValueError where it is none. what: its name in
     messages."""
     check_keys(what, state, ("correct", "total"))

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -123,8 +124,8 @@ def create_attack(
         if source is None:
             raise ValueError(f"source must be given for {name!r}: the model that its images are made on")
         inner = name.removeprefix(_TRANSFER)
-        return Transfer(source, lambda source, epsilon: create_attack(inner, source, epsilon, norm=norm, **shared),
-                        epsilon)
+        attack: Any = partial(create_attack, inner, norm=norm, **shared)
+        return Transfer(source, attack, epsilon)
     stem, *texts = name.split(":")
     kind, options = _parse_name(stem)
     known = _options_of(kind.attack)
@@ -148,7 +149,7 @@ def _parse_name(stem: str) -> tuple[_Kind, dict[str, Any]]:
         return _KINDS[stem], dict(_KINDS[stem].options)
     match = re.fullmatch(r"(.+)-(\d+)", stem)
     kind = _KINDS.get(match[1]) if match else None
-    if kind is None or kind.number is None:
+    if match is None or kind is None or kind.number is None:
         like_a_name = re.sub(r"-\d+$", "-N", stem)
         raise ValueError(unknown_name_message("attack", stem, attack_names(), compared=like_a_name))
     return kind, dict(kind.options) | {kind.number: int(match[2])}
@@ -157,7 +158,8 @@ def _parse_name(stem: str) -> tuple[_Kind, dict[str, Any]]:
 def _options_of(attack: type) -> tuple[str, ...]:
     """The options that a name may set: those of the class and of what it inherits from."""
     names: dict[str, None] = {}
-    for ancestor in attack.__mro__:
+    ancestors: tuple[Any, ...] = attack.__mro__
+    for ancestor in ancestors:
         for name, parameter in inspect.signature(ancestor.__init__).parameters.items():
             if parameter.kind == inspect.Parameter.KEYWORD_ONLY and name not in _GIVEN:
                 names.setdefault(name)

@@ -72,7 +72,7 @@ class Outcomes:
     def check_same_images(self, index: int, images: Tensor, labels: Tensor) -> None:
         """Notes which images a batch has, or raises ValueError where other ones were noted before."""
         outcomes = self.batch(index)
-        checksum = torch.tensor(zlib.crc32(images.cpu().contiguous().numpy()))
+        checksum = torch.tensor(zlib.crc32(images.cpu().contiguous().numpy().data))
         labels = labels.cpu()
         if outcomes.setdefault("checksum", checksum) != checksum or not torch.equal(
             outcomes.setdefault("labels", labels), labels

@@ -103,7 +103,7 @@ def evaluate(
         raise ValueError("state must be None where several processes share an evaluation")
     batches = _Peeked(in_batches(model, data, batch_size))
     pool = in_batches(model, data.subset(_POOL), _POOL) if isinstance(data, ImageData) else [batches.first]
-    given = {"epsilon": epsilon, "norm": norm, "source": source, "engine": engine, "seed": seed}
+    given: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "source": source, "engine": engine, "seed": seed}
     # One that is not drawn from PyTorch's generator; every batch has its own.
     given["noise"] = NoiseStream(seed, device_of(model) or "cpu")
     given["pool"] = tuple(part.to(device_of(model)) for part in checked_pair(next(iter(pool))))
@@ -172,7 +172,7 @@ class _Evaluation:
                 self.warnings = self.processes.from_first(self.warnings)  # of the first batch, which it has
         return self._report()
 
-    def _batch(self, index: int, images: Tensor, labels: Tensor, bar: tqdm) -> None:
+    def _batch(self, index: int, images: Tensor, labels: Tensor, bar: tqdm[Any]) -> None:
         outcomes = self.outcomes.batch(index)
         self.outcomes.check_same_images(index, images, labels)
         if "natural" not in outcomes:
@@ -329,15 +329,16 @@ def _seed_of(seed: int, name: str, batch: int) -> int:
 @contextmanager
 def _random_numbers(attack: AttackLike | None, seed: int, device: torch.device) -> Iterator[None]:
     """An attack's random numbers, from its noise stream or PyTorch's generators, start at a seed; then as before."""
+    owner: Any = attack
     own = getattr(attack, "noise", None)
     with kept_random_state(device):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed devices that are not put back
         if device.type == "cuda":
             torch.cuda.default_generators[device.index].manual_seed(seed)
         if isinstance(own, NoiseStream):
-            attack.noise = NoiseStream(seed, device)
+            owner.noise = NoiseStream(seed, device)
         try:
             yield
         finally:
             if isinstance(own, NoiseStream):
-                attack.noise = own
+                owner.noise = own

@@ -111,7 +111,8 @@ class InputGradient:
             loss_scale = result.loss_scale
             return result[:3]
 
-        return InputGradients(*self.run(once, x, labels), loss_scale)
+        grad, losses, logits = self.run(once, x, labels)
+        return InputGradients(grad, losses, logits, loss_scale)
 
     def losses(self, x: Tensor, labels: Tensor) -> Tensor:
         """The loss of each example ``[N]``, without a gradient; x and labels as for a call."""
@@ -151,7 +152,7 @@ class InputGradient:
                 try:
                     return self._run(session, loop, images, labels, reads, key)
                 except FloatingPointError as error:
-                    if not session.is_half:
+                    if not session.is_half or self.guard is None:
                         raise
                     self.guard.fall_back(str(error))
             with self._session(images, labels, allow_half=False) as session:
@@ -254,7 +255,7 @@ class InputGradient:
             return None
         self.guard = self.guard or PrecisionGuard(self.options, half)
         if self.guard.due:
-            self._compare(half, images[:_COMPARED_IMAGES], labels[:_COMPARED_IMAGES])
+            self._compare(self.guard, half, images[:_COMPARED_IMAGES], labels[:_COMPARED_IMAGES])
         self.guard.minibatches += 1
         return half if self.guard.allowed else None
 
@@ -267,7 +268,7 @@ class InputGradient:
         chosen = self.options.precision == "auto" and half is torch.bfloat16
         return chosen and isinstance(self.loss, RelativeLoss)
 
-    def _compare(self, half: torch.dtype, images: Tensor, labels: Tensor) -> None:
+    def _compare(self, guard: PrecisionGuard, half: torch.dtype, images: Tensor, labels: Tensor) -> None:
         twin = self._refreshed_twin(half, images)
         if twin is None:
             return
@@ -277,12 +278,12 @@ class InputGradient:
         except RuntimeError as error:  # a type that this machine or this model cannot do; memory is another matter
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            self.guard.fall_back(f"the model does not run in it ({str(error).splitlines()[0]})", final=True)
+            guard.fall_back(f"the model does not run in it ({str(error).splitlines()[0]})", final=True)
             return
         with model_mode(self.model, "eval"), frozen_parameters(self.model), float32_arithmetic("fp32", images.device):
             exact_session = GradientSession(self.model, self, dtype=images.dtype, chunk=None, loss=self.loss)
             exact = self._gradient_to_compare(exact_session, images, labels)
-        self.guard.compare(approximate, exact)
+        guard.compare(approximate, exact)
 
     def _gradient_to_compare(self, session: GradientSession, images: Tensor, labels: Tensor) -> Tensor:
         if not isinstance(self.loss, RelativeLoss):

@@ -28,7 +28,7 @@ def affine_maps(modules: Mapping[str, nn.Module], names: Iterable[str]) -> dict[
     """The (scale, shift) of batch norms and normalisations, by name."""
     chosen = {name: modules[name] for name in names}
     norms = {name: module for name, module in chosen.items() if not isinstance(module, Normalize)}
-    maps = {name: _normalize_map(module) for name, module in chosen.items() if name not in norms}
+    maps = {name: _normalize_map(module) for name, module in chosen.items() if isinstance(module, Normalize)}
     return maps | dict(zip(norms, _batch_norm_maps(list(norms.values()))))
 
 
@@ -37,7 +37,7 @@ def _normalize_map(module: Normalize) -> tuple[Tensor, Tensor]:
     return scale, -module.mean.flatten() * scale
 
 
-def _batch_norm_maps(norms: list[nn.Module]) -> list[tuple[Tensor, Tensor]]:
+def _batch_norm_maps(norms: list[Any]) -> list[tuple[Tensor, Tensor]]:
     """A few kernels for all batch norms together."""
     if not norms:
         return []
@@ -125,15 +125,15 @@ class _Rewriter:
         else:
             self._bypass(norm)
         relu = self._take_relu(node)
-        norm_source = None if norm is None else norm.target
-        convolution = self.modules[node.target]
+        norm_source = None if norm is None else _name(norm)
+        convolution: Any = self.modules[_name(node)]
         winograd = self.winograd and WinogradConvolution.can_be(convolution)
         layer = WinogradConvolution if winograd else FoldedConvolution
-        self._replace_module(node, layer(convolution, node.target, norm_source, relu))
+        self._replace_module(node, layer(convolution, _name(node), norm_source, relu))
 
-    def _make_affine(self, node: fx.Node, module: nn.Module) -> None:
+    def _make_affine(self, node: fx.Node, module: Any) -> None:
         like = module.mean if isinstance(module, Normalize) else module.running_mean
-        self._replace_module(node, ChannelAffine(node.target, like, self._take_relu(node), self.native))
+        self._replace_module(node, ChannelAffine(_name(node), like, self._take_relu(node), self.native))
 
     def _take_relu(self, node: fx.Node) -> bool:
         """Removes the ReLU that is the node's only user; whether there was one."""
@@ -155,26 +155,33 @@ class _Rewriter:
         if node.op != "call_function" or node.target not in _ADD_FUNCTIONS or node.kwargs or len(node.args) != 2:
             return
         for out, other in (node.args, reversed(node.args)):
-            both_tensors = isinstance(out, fx.Node) and isinstance(other, fx.Node)
-            if both_tensors and self._is_convolution(out) and self._only_user(out) is node:
+            if not (isinstance(out, fx.Node) and isinstance(other, fx.Node)):
+                continue
+            if self._is_convolution(out) and self._only_user(out) is node:
                 node.target, node.args = operator.iadd, (out, other)
                 return
 
     def _is_convolution(self, node: fx.Node) -> bool:
         """Whether the node's output comes straight from a convolution: a ReLU's is needed by its backward."""
-        module = self.traced.get_submodule(node.target) if node.op == "call_module" else None
+        module = self.traced.get_submodule(_name(node)) if node.op == "call_module" else None
         return isinstance(module, (FoldedConvolution, WinogradConvolution)) and not module.relu
 
     def _only_user(self, node: fx.Node) -> fx.Node | None:
         return next(iter(node.users)) if len(node.users) == 1 else None
 
     def _bypass(self, node: fx.Node) -> None:
-        node.replace_all_uses_with(node.args[0])
+        source: Any = node.args[0]
+        node.replace_all_uses_with(source)
         self.graph.erase_node(node)
         self.bypassed.add(node)
 
     def _replace_module(self, node: fx.Node, module: nn.Module) -> None:
-        self.traced.set_submodule(node.target, module)
+        self.traced.set_submodule(_name(node), module)
+
+
+def _name(node: fx.Node) -> str:
+    """Of the module that the node calls."""
+    return str(node.target)
 
 
 def _is_constant_norm(module: nn.Module | None) -> bool:

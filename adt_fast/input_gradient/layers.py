@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from .. import _winograd, ops
 from ..models.sync_batch_norm import BATCH_NORMS
@@ -49,11 +50,11 @@ class ChannelAffine(nn.Module):
 
 
 def folded_weights(
-    convolution: nn.Module, scale: Tensor | None, shift: Tensor | None
+    convolution: _ConvNd, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """The weight and bias of a convolution and the ``scale[c] * out + shift[c]`` after it, if any, as one."""
     weight, bias = convolution.weight, convolution.bias
-    if scale is None:
+    if scale is None or shift is None:
         return weight, bias
     weight = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
     return weight, shift if bias is None else bias * scale + shift
@@ -67,7 +68,7 @@ class FoldedConvolution(nn.Module):
         source, norm_source: the names of the convolution and of the batch norm; None for none.
     """
 
-    def __init__(self, convolution: nn.Module, source: str, norm_source: str | None, relu: bool) -> None:
+    def __init__(self, convolution: _ConvNd, source: str, norm_source: str | None, relu: bool) -> None:
         super().__init__()
         self.convolution = convolution
         self.source = source
@@ -77,10 +78,11 @@ class FoldedConvolution(nn.Module):
             weight = convolution.weight
             convolution.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=False)
 
-    def load(self, original: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
+    def load(self, original: _ConvNd, scale: Tensor | None, shift: Tensor | None) -> None:
         weight, bias = folded_weights(original, scale, shift)
         self.convolution.weight.copy_(weight)
         if bias is not None:
+            assert self.convolution.bias is not None  # made where there is a norm
             self.convolution.bias.copy_(bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +130,7 @@ class WinogradConvolution(nn.Module):
             and min(convolution.in_channels, convolution.out_channels) >= _FEWEST_CHANNELS
         )
 
-    def load(self, original: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
+    def load(self, original: _ConvNd, scale: Tensor | None, shift: Tensor | None) -> None:
         weight, bias = folded_weights(original, scale, shift)
         self.forward_weights.copy_(_winograd.transform_weights(weight))
         self.backward_weights.copy_(_winograd.transform_weights(weight, transposed=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -59,8 +59,7 @@ class EngineOptions:
     until a later check passes."""
 
     min_sign_agreement: float = 0.85
-    """The same for the share of elements whose signs agree, which is what a sign-gradient step uses. bf16 keeps some
-    93% of the signs of an untrained WRN-16-4, and 99% of a trained one's."""
+    """The same for the share of elements whose signs agree, which is what a sign-gradient step uses."""
 
     loss_scale: float = 1024.0
     """fp16 gradients are computed of the loss times this, > 0, so that small ones do not vanish; it is undone before
@@ -105,7 +104,8 @@ def float32_arithmetic(precision: Precision, device: torch.device) -> Iterator[N
     if device.type != "cuda":
         yield
         return
-    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    backends: Any = torch.backends
+    settings = (backends.cudnn.conv, backends.cuda.matmul)
     before = [setting.fp32_precision for setting in settings]
     try:
         for setting in settings:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._layout import to_channels_last
 from .fusion import affine_maps, fuse
 from .layers import CONVOLUTIONS, FUSED, KEEPS_PRECISION, ChannelAffine, WinogradConvolution
 
@@ -43,7 +44,7 @@ class AttackTwin:
             if dtype is not None and not isinstance(module, KEEPS_PRECISION):
                 _cast(module, dtype)
             if isinstance(module, CONVOLUTIONS):
-                module.to(memory_format=torch.channels_last)
+                to_channels_last(module)
         self.dtype = dtype or next((t.dtype for t in model.parameters() if t.is_floating_point()), probe.dtype)
         self._fused_modules = _fused_modules(self.module)
         self._plain_tensors = _plain_tensors(self.module, of=model)
@@ -174,7 +175,7 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
                 tensor.data = tensor.data.to(dtype)
 
 
-def _fused_modules(module: nn.Module) -> list[nn.Module]:
+def _fused_modules(module: nn.Module) -> list[Any]:
     return [part for part in module.modules() if isinstance(part, FUSED)]
 
 
@@ -186,16 +187,15 @@ def _plain_tensors(module: nn.Module, of: nn.Module) -> dict[str, Tensor]:
     return {name: t for name, t in _named_tensors(module) if name in known and not name.startswith(fused)}
 
 
-def _load(fused: list[nn.Module], model: nn.Module) -> None:
+def _load(fused: list[Any], model: nn.Module) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     names = [part.source if isinstance(part, ChannelAffine) else part.norm_source for part in fused]
     maps = affine_maps(modules, {name: None for name in names if name is not None})
     for part, name in zip(fused, names):
-        scale, shift = maps.get(name, (None, None))
         if isinstance(part, ChannelAffine):
-            part.load(scale, shift)
+            part.load(*maps[name])
         else:
-            part.load(modules[part.source], scale, shift)
+            part.load(modules[part.source], *maps.get(name, (None, None)))
 
 
 def _one_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._layout import to_channels_last
 from .._tensor_checks import COMPUTE_DTYPES
 from ..attacks import EXPAM, IMPAM, L2L, ExpAmRecipe, ImpAmRecipe, exp_am_recipe, imp_am_recipe
 from ..attacks.recipes import GradientScale, RecipeName
@@ -92,10 +93,10 @@ def _generator(
     model: nn.Module, image_shape: ImageShape, width: int, narrow: bool, *, outputs: int = 1, latent_dim: int = 0
 ) -> nn.Module:
     """A generator of ``outputs`` numbers for each element of an image."""
-    channels, *size = image_shape
+    channels, height, width_of_images = image_shape
     generator = PerturbationGenerator(
         _IMAGE_AND_GRADIENTS * channels, outputs * channels, width=width, narrow_third_block=narrow,
-        latent_dim=latent_dim, image_size=tuple(size),
+        latent_dim=latent_dim, image_size=(height, width_of_images),
     )  # fmt: skip
     return _placed(generator, model)
 
@@ -104,4 +105,4 @@ def _placed(network: nn.Module, model: nn.Module) -> nn.Module:
     """The network where the classifier is and in its precision, 16 bits aside; channels_last, and in train mode."""
     dtypes = (parameter.dtype for parameter in model.parameters())
     dtype = next((dtype for dtype in dtypes if dtype in COMPUTE_DTYPES), torch.float32)
-    return network.to(device_of(model), dtype, memory_format=torch.channels_last).train()
+    return to_channels_last(network, device_of(model), dtype).train()

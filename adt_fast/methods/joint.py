@@ -103,7 +103,8 @@ class JointTraining:
 
     def broadcast(self, group: dist.ProcessGroup | None = None) -> None:
         """Every process gets the weights and statistics of the group's first one."""
-        source = dist.get_global_rank(group or dist.group.WORLD, 0)
+        world: Any = dist.group.WORLD
+        source = dist.get_global_rank(group or world, 0)
         for network in self.networks.values():
             for tensor in (*network.parameters(), *network.buffers()):
                 dist.broadcast(tensor.detach(), source, group=group)

@@ -51,9 +51,11 @@ class Method:
     def __post_init__(self) -> None:
         if not isinstance(self.maximizer, (Attack, type(None))):
             raise TypeError(f"maximizer must be an Attack or None, got {type(self.maximizer).__name__}")
-        if self.joint is not None and not isinstance(self.maximizer, AmortizedAttack):
+        if self.joint is None:
+            return
+        if not isinstance(self.maximizer, AmortizedAttack):
             raise TypeError(f"joint must be None for a maximizer without networks, {type(self.maximizer).__name__}")
-        if self.joint is not None and self.joint.networks != self.maximizer.networks:
+        if self.joint.networks != self.maximizer.networks:
             raise ValueError("joint must train the networks of this maximizer, not of another")
 
     def perturb(self, images: Tensor, labels: Tensor) -> Perturbed:
@@ -69,6 +71,7 @@ class Method:
             return Perturbed(images.unsqueeze(0), None)
         if self.joint is None:
             return Perturbed(self.maximizer.perturb(images, labels), None)
+        assert isinstance(self.maximizer, AmortizedAttack)  # or there is nothing to train jointly
         x_adv, penalty = self.maximizer.sample(images, labels)
         return Perturbed(reverse_gradient(x_adv), penalty)
 

@@ -68,8 +68,8 @@ def create_model(
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be a string, got {type(name).__name__}")
-    settings = dict(num_classes=num_classes, in_channels=in_channels, mean=mean, std=std)
-    options = {"activation": activation, "padding": padding, "shortcut": shortcut}
+    settings: dict[str, Any] = dict(num_classes=num_classes, in_channels=in_channels, mean=mean, std=std)
+    options: dict[str, Any] = {"activation": activation, "padding": padding, "shortcut": shortcut}
     options = {option: value for option, value in options.items() if value is not None}
     if name in _MODELS:
         _check_options(name, options, _OPTIONS[name])

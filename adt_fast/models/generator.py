@@ -74,7 +74,7 @@ class PerturbationGenerator(nn.Module):
             raise ValueError(f"inputs must be [B, {self.in_channels}, H, W], got {list(inputs.shape)}")
         if (z is None) != (self.latent is None):
             raise ValueError("z must be given if, and only if, the generator has a latent_dim")
-        if z is not None:
+        if z is not None and self.latent is not None:
             if z.shape != (len(inputs), self.latent_dim):
                 raise ValueError(f"z must be {[len(inputs), self.latent_dim]}, got {list(z.shape)}")
             if inputs.shape[2:] != self.image_size:
@@ -94,7 +94,7 @@ class _ResidualBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = conv3x3(out_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
             convolution = nn.Conv2d(in_channels, out_channels, 1, bias=False)
             self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(out_channels))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..model_state import device_of
 
@@ -62,6 +63,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         return group if dist.get_world_size(group) > 1 else None
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None
         self.num_batches_tracked.add_(1)
         share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
@@ -103,7 +105,7 @@ def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | 
     names = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if _is_batch_norm(module)]
     for name, module in names:
         _check_convertible(name or "the model", module)
-    converted = {module: _converted(module, process_group) for _, module in names}
+    converted: dict[nn.Module, SyncBatchNorm] = {module: _converted(module, process_group) for _, module in names}
     if model in converted:
         return converted[model]
     for name, module in names:
@@ -111,8 +113,8 @@ def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | 
     return model
 
 
-def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+def _is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    return isinstance(module, _BatchNorm)
 
 
 def _check_convertible(name: str, module: nn.Module) -> None:
@@ -123,7 +125,7 @@ def _check_convertible(name: str, module: nn.Module) -> None:
         raise TypeError(f"{name} must not have hooks, which would be lost: convert first, register them then")
 
 
-def _converted(norm: nn.Module, process_group: dist.ProcessGroup | None) -> SyncBatchNorm:
+def _converted(norm: _BatchNorm, process_group: dist.ProcessGroup | None) -> SyncBatchNorm:
     new = SyncBatchNorm(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, process_group
     )
@@ -141,7 +143,8 @@ def _statistics(x: Tensor, dtype: torch.dtype, group: dist.ProcessGroup) -> tupl
     channels = x.shape[1]
     own = x.new_zeros(2 * channels + 1, dtype=torch.float64)
     if x.numel():  # the kernels divide by the number of images
-        mean, variance = torch.batch_norm_update_stats(x, *x.new_zeros(2, channels, dtype=dtype), 0.0)
+        zeros = x.new_zeros(2, channels, dtype=dtype)
+        mean, variance = torch.batch_norm_update_stats(x, zeros[0], zeros[1], 0.0)
         own = torch.cat([mean.double(), variance.double(), own.new_tensor([x.numel() // channels])])
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, own, group=group)

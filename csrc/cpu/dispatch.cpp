@@ -1,7 +1,5 @@
 // Chooses the instruction set at run time, cuts the work into items and hands them to threads.
-#include <stdlib.h>
-#include <string.h>
-
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -14,11 +12,11 @@
 namespace adt {
 
 #if !defined(__x86_64__)
-#define ADT_FOR_EACH_ISA(do) do(generic, "generic")
+#define ADT_FOR_EACH_ISA(APPLY) APPLY(generic, "generic")
 #elif defined(ADT_BASE_ISA_ONLY)
-#define ADT_FOR_EACH_ISA(do) do(sse42, "sse4.2")
+#define ADT_FOR_EACH_ISA(APPLY) APPLY(sse42, "sse4.2")
 #else
-#define ADT_FOR_EACH_ISA(do) do(avx512, "avx512") do(avx2, "avx2") do(sse42, "sse4.2")
+#define ADT_FOR_EACH_ISA(APPLY) APPLY(avx512, "avx512") APPLY(avx2, "avx2") APPLY(sse42, "sse4.2")
 #endif
 
 #define ADT_DECLARE(isa, name) ADT_DECLARE_CPU_KERNELS(isa)
@@ -49,22 +47,22 @@ struct KernelTable {
 };
 
 // Best first.
-#define ADT_TABLE(isa, name)                                                                                        \
-  {name,                                                                                                            \
-   isa::chunks_per_example,                                                                                         \
-   isa::tanh_gaussian_sample,                                                                                       \
-   isa::tanh_gaussian_sample_backward,                                                                              \
-   isa::tanh_gaussian_ascent,                                                                                       \
-   isa::linf_step,                                                                                                  \
-   isa::l2_step,                                                                                                    \
-   isa::momentum_linf_step,                                                                                         \
-   isa::uniform_start,                                                                                              \
-   isa::normal,                                                                                                     \
-   isa::affine_relu,                                                                                                \
-   isa::affine_relu_backward,                                                                                       \
-   isa::winograd_tiles,                                                                                             \
-   isa::winograd_scratch,                                                                                           \
-   isa::winograd_conv3x3,                                                                                           \
+#define ADT_TABLE(isa, name)           \
+  {name,                               \
+   isa::chunks_per_example,            \
+   isa::tanh_gaussian_sample,          \
+   isa::tanh_gaussian_sample_backward, \
+   isa::tanh_gaussian_ascent,          \
+   isa::linf_step,                     \
+   isa::l2_step,                       \
+   isa::momentum_linf_step,            \
+   isa::uniform_start,                 \
+   isa::normal,                        \
+   isa::affine_relu,                   \
+   isa::affine_relu_backward,          \
+   isa::winograd_tiles,                \
+   isa::winograd_scratch,              \
+   isa::winograd_conv3x3,              \
    isa::winograd_transform_weights},
 constexpr KernelTable kTables[] = {ADT_FOR_EACH_ISA(ADT_TABLE)};
 #undef ADT_TABLE
@@ -72,12 +70,12 @@ constexpr KernelTable kTables[] = {ADT_FOR_EACH_ISA(ADT_TABLE)};
 bool supported(const KernelTable& table) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (!strcmp(table.name, "avx512")) {
+  if (std::strcmp(table.name, "avx512") == 0) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2");
   }
-  if (!strcmp(table.name, "avx2")) {
+  if (std::strcmp(table.name, "avx2") == 0) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   }
   return __builtin_cpu_supports("sse4.2");
@@ -166,9 +164,8 @@ void tanh_gaussian_sample(const SampleArgs& args, int threads) {
 }
 
 void tanh_gaussian_sample_backward(const SampleBackwardArgs& args, int threads) {
-  for_each_chunk(args.dtype, args.shape, args.samples, threads, [&](int64_t first, int64_t last) {
-    current()->tanh_gaussian_sample_backward(args, first, last);
-  });
+  for_each_chunk(args.dtype, args.shape, args.samples, threads,
+                 [&](int64_t first, int64_t last) { current()->tanh_gaussian_sample_backward(args, first, last); });
 }
 
 void tanh_gaussian_ascent(const AscentArgs& args, int threads) {
@@ -231,7 +228,7 @@ const char* instruction_sets() {
 
 void use_instruction_set(const char* name) {
   for (const KernelTable& table : kTables) {
-    if (strcmp(table.name, name)) continue;
+    if (std::strcmp(table.name, name) != 0) continue;
     if (!supported(table)) throw std::invalid_argument(std::string("this CPU does not support ") + name);
     current() = &table;
     return;

@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "../kernels.h"
+
 namespace adt {
 namespace cpu {
 
@@ -21,7 +23,7 @@ using ThreadQuery = int (*)();
 struct OpenMP {
   ParallelRegion parallel;
   ThreadQuery thread_number, thread_count;
-  explicit operator bool() const { return parallel && thread_number && thread_count; }
+  explicit operator bool() const { return parallel != nullptr && thread_number != nullptr && thread_count != nullptr; }
 };
 
 // In a forked child the OpenMP runtime would wait for threads that only its parent has; plain threads serve there.
@@ -57,7 +59,9 @@ void parallel_for(int64_t items, int threads, const std::function<void(int64_t, 
   if (parts <= 1) return job.run_share(0, 1);
   if (openmp() && !forked) return openmp().parallel(run_openmp_share, &job, static_cast<unsigned>(parts), 0);
   std::vector<std::thread> helpers;
-  for (int64_t part = 1; part < parts; ++part) helpers.emplace_back([&job, part, parts] { job.run_share(part, parts); });
+  for (int64_t part = 1; part < parts; ++part) {
+    helpers.emplace_back([&job, part, parts] { job.run_share(part, parts); });
+  }
   job.run_share(0, parts);
   for (std::thread& helper : helpers) helper.join();
 }

@@ -11,8 +11,5 @@ namespace cpu {
 // Splits [0, items) into at most `threads` runs of neighbouring items and calls body(first, last) for each.
 void parallel_for(int64_t items, int threads, const std::function<void(int64_t, int64_t)>& body);
 
-// Who runs the threads: "openmp (shared with torch)" or "std::thread".
-const char* thread_runtime();
-
 }  // namespace cpu
 }  // namespace adt

@@ -19,8 +19,8 @@ void normal(const NormalArgs& args, int64_t first, int64_t last) {
       const Chunk chunk = chunk_of_item(tiling, item);
       for (int64_t s = 0; s < args.samples; ++s) {
         const NoiseRow row = row_of(args.noise, args.noise.draw, s, chunk.example);
-        Scalar<V>* out = static_cast<Scalar<V>*>(args.out) +
-                         (s * args.shape.batch + chunk.example) * args.shape.example_size();
+        Scalar<V>* out =
+            static_cast<Scalar<V>*>(args.out) + (s * args.shape.batch + chunk.example) * args.shape.example_size();
         ChunkValues<V> r;
         chunk_normals<V>(chunk, args.shape.channels, row, r);
         for (int t = 0; t < chunk.tiles; ++t) store_tile<V>(out, chunk.tile[t], r[t]);

@@ -112,8 +112,8 @@ void tanh_gaussian_ascent(const AscentArgs& args, int64_t first, int64_t last, d
       PreparedChunk<V> prepared;
       step_chunk<V, S>(args, chunk, prepared);
       if (args.x_adv == nullptr) continue;
-      draw_samples<V>(tiling, chunk, prepared, args.ball, args.noise, args.next_draw, args.samples,
-                      args.log_offset, static_cast<S*>(args.x_adv), partials);
+      draw_samples<V>(tiling, chunk, prepared, args.ball, args.noise, args.next_draw, args.samples, args.log_offset,
+                      static_cast<S*>(args.x_adv), partials);
     }
   });
 }

@@ -32,7 +32,7 @@ template <bool kLogOffset, class V, class S>
 void add_samples(const SampleBackwardArgs& args, const Chunk& chunk, BackwardChunk<V>& values) {
   const V epsilon = splat<V>(args.ball.epsilon), lower = splat<V>(args.ball.lower), upper = splat<V>(args.ball.upper);
   const V log_offset = splat<V>(args.log_offset);
-  const Scalar<V>* grad_density = static_cast<const Scalar<V>*>(args.grad_neg_log_density);  // [k, B]
+  const auto* grad_density = static_cast<const Scalar<V>*>(args.grad_neg_log_density);  // [k, B]
   for (int64_t s = 0; s < args.samples; ++s) {
     const int64_t row_index = s * args.shape.batch + chunk.example;
     const double weight = grad_density ? static_cast<double>(grad_density[row_index]) : 0.0;

@@ -14,7 +14,7 @@ inline namespace ADT_ISA {
 
 constexpr int kTilesPerChunk = 16;
 
-template <class V> constexpr int kTilePixels = kNormalsPerBlock* Lanes<V>::kCount;
+template <class V> constexpr int kTilePixels = kNormalsPerBlock * Lanes<V>::kCount;
 
 // Four vectors: the values of a tile, in pixel order.
 template <class V> using TileValues = V[4];
@@ -51,8 +51,7 @@ template <class V> struct Tiling {
     const int64_t along = shape.channels_last ? index / shape.channels : index % tiles_per_channel;
     const int64_t first = along * kTilePixels<V>, left = shape.pixels - first;
     return {shape.channels_last ? first * shape.channels + channel : channel * shape.pixels + first,
-            shape.channels_last ? shape.channels : 1,
-            static_cast<int>(left < kTilePixels<V> ? left : kTilePixels<V>),
+            shape.channels_last ? shape.channels : 1, static_cast<int>(left < kTilePixels<V> ? left : kTilePixels<V>),
             static_cast<uint32_t>(first / kNormalsPerBlock * shape.channels + channel)};
   }
 };
@@ -166,7 +165,8 @@ template <class V, class S> ADT_INLINE void store_tile(S* example, const Tile& t
   for (int i = 0; i < tile.pixels; ++i) store_as(p + i * tile.stride, values[i]);
 }
 
-template <class V> ADT_INLINE PhiloxWords<UintOf<V>> tile_words(const Tile& tile, int64_t channels, const NoiseRow& row) {
+template <class V>
+ADT_INLINE PhiloxWords<UintOf<V>> tile_words(const Tile& tile, int64_t channels, const NoiseRow& row) {
   return philox_block(lane_numbers<V>() * static_cast<uint32_t>(channels) + tile.first_block, row);
 }
 

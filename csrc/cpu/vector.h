@@ -22,11 +22,11 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Uints __attribute__((vector_size(4 * kLanes)));
-typedef uint64_t LongUints __attribute__((vector_size(4 * kLanes)));  // half as many lanes
-typedef uint16_t ShortUints __attribute__((vector_size(2 * kLanes)));
+using Floats __attribute__((vector_size(4 * kLanes))) = float;
+using Ints __attribute__((vector_size(4 * kLanes))) = int32_t;
+using Uints __attribute__((vector_size(4 * kLanes))) = uint32_t;
+using LongUints __attribute__((vector_size(4 * kLanes))) = uint64_t;  // half as many lanes
+using ShortUints __attribute__((vector_size(2 * kLanes))) = uint16_t;
 
 template <> struct Lanes<Floats> {
   using Int = Ints;
@@ -125,13 +125,13 @@ ADT_INLINE double sum_lanes(double v) { return v; }
 template <class V> class WideSum;
 
 template <> class WideSum<Floats> {
-  typedef float HalfFloats __attribute__((vector_size(2 * kLanes)));
-  typedef double HalfDoubles __attribute__((vector_size(4 * kLanes)));
+  using HalfFloats __attribute__((vector_size(2 * kLanes))) = float;
+  using HalfDoubles __attribute__((vector_size(4 * kLanes))) = double;
   HalfDoubles low_{}, high_{};
 
   template <size_t... i> ADT_INLINE static HalfDoubles half(Floats v, size_t first, std::index_sequence<i...>) {
-    const HalfFloats lanes = first == 0 ? __builtin_shufflevector(v, v, i...)
-                                        : __builtin_shufflevector(v, v, (i + kLanes / 2)...);
+    const HalfFloats lanes =
+        first == 0 ? __builtin_shufflevector(v, v, i...) : __builtin_shufflevector(v, v, (i + kLanes / 2)...);
     return __builtin_convertvector(lanes, HalfDoubles);
   }
   ADT_INLINE static HalfDoubles low(Floats v) { return half(v, 0, std::make_index_sequence<kLanes / 2>()); }

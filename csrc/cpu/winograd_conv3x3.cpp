@@ -10,7 +10,7 @@
 #include "winograd.h"
 #include "work.h"
 
-#include <string.h>
+#include <cstring>
 
 namespace adt {
 
@@ -92,11 +92,11 @@ struct Position {
 };
 
 struct Group {
-  int64_t size;
+  int64_t size = 0;
   Position tile[kGroup];
 
   // The index-th of `count` nearly equal parts of [first, last).
-  Group(const Tiles& tiles, int64_t first, int64_t last, int64_t index, int64_t count) : size(0) {
+  Group(const Tiles& tiles, int64_t first, int64_t last, int64_t index, int64_t count) {
     const int64_t begin = first + (last - first) * index / count, end = first + (last - first) * (index + 1) / count;
     for (int64_t t = begin; t < end; ++t) tile[size++] = Position(tiles, t);
   }
@@ -167,10 +167,10 @@ template <int kTiles, int kVectors> void multiply(const float* v, const float* w
 
 using Multiply = void (*)(const float* v, const float* w, int64_t in_channels, float* m);
 
-// multiply() for each number of tiles, from 1.
+// multiply() for each number of tiles, from 1 to kGroup.
 template <int kVectors, size_t... t> Multiply multiply_for(int64_t tiles, std::index_sequence<t...>) {
   static constexpr Multiply kTable[] = {multiply<t + 1, kVectors>...};
-  return kTable[tiles - 1];
+  return kTable[tiles - 1];  // NOLINT(clang-analyzer-security.ArrayBound): no part of a Group's is empty
 }
 
 // The products of a group for one frequency and one panel, of which `columns` are in use.
@@ -195,7 +195,7 @@ ADT_INLINE void transform_products(const WinogradConvArgs& args, const float* m,
     }
     transform_output(products, columns[j]);
   }
-  const Floats lower = splat<Floats>(args.relu ? 0.0 : -__builtin_inf());
+  const auto lower = splat<Floats>(args.relu ? 0.0 : -__builtin_inf());
 #pragma GCC unroll 4
   for (int i = 0; i < kOutputTile; ++i) {
     if (edge && i >= height) break;
@@ -226,7 +226,8 @@ template <class S> class Worker {
         frequency_stride_(frequency_stride(args.in_channels)),
         v_(aligned(scratch)),
         m_(v_ + kFrequencies * frequency_stride_),
-        zeros_(static_cast<const S*>(memset(m_ + kFrequencies * kProductStride, 0, args.in_channels * sizeof(S)))) {}
+        zeros_(
+            static_cast<const S*>(std::memset(m_ + kFrequencies * kProductStride, 0, args.in_channels * sizeof(S)))) {}
 
   static int64_t scratch_floats(const WinogradConvArgs& args) {
     return kLine + kFrequencies * (frequency_stride(args.in_channels) + kProductStride) + args.in_channels;
@@ -296,9 +297,8 @@ int64_t winograd_tiles(const WinogradConvArgs& args) {
 int64_t winograd_scratch(const WinogradConvArgs& args) { return Worker<float>::scratch_floats(args); }
 
 void winograd_conv3x3(const WinogradConvArgs& args, int64_t first, int64_t last, float* scratch) {
-  with_storage_type<Floats>(args.storage, [&](auto stored) {
-    Worker<typename decltype(stored)::type>(args, scratch).compute(first, last);
-  });
+  with_storage_type<Floats>(
+      args.storage, [&](auto stored) { Worker<typename decltype(stored)::type>(args, scratch).compute(first, last); });
 }
 
 }  // namespace ADT_ISA

@@ -9,8 +9,8 @@ ADT_DECLARE_CPU_KERNELS(ADT_ISA)
 namespace {
 
 constexpr int kColumns = kLanes / 2;  // output channels done at once
-typedef double Doubles __attribute__((vector_size(8 * kColumns)));
-typedef float HalfFloats __attribute__((vector_size(4 * kColumns)));
+using Doubles __attribute__((vector_size(8 * kColumns))) = double;
+using HalfFloats __attribute__((vector_size(4 * kColumns))) = float;
 
 // G times a column of g.
 ADT_INLINE void transform_filter(const Doubles (&g)[3], Doubles (&u)[kInputTile]) {

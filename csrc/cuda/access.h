@@ -55,7 +55,8 @@ struct Divisor {
   uint64_t reciprocal;
   uint32_t divisor;
 
-  explicit Divisor(int64_t d) : reciprocal(~uint64_t{0} / static_cast<uint64_t>(d)), divisor(static_cast<uint32_t>(d)) {}
+  explicit Divisor(int64_t d)
+      : reciprocal(~uint64_t{0} / static_cast<uint64_t>(d)), divisor(static_cast<uint32_t>(d)) {}
   __device__ __forceinline__ uint32_t quotient(uint32_t n) const {
     return static_cast<uint32_t>(__umul64hi(reciprocal, uint64_t{n} + 1));
   }
@@ -106,9 +107,7 @@ struct StridedTile {
   int pixels;      // fewer than four at the end of a channel
   uint32_t channel, block;
 
-  static int64_t count(const Shape& shape) {
-    return shape.channels * divide_up(shape.pixels, kNormalsPerBlock);
-  }
+  static int64_t count(const Shape& shape) { return shape.channels * divide_up(shape.pixels, kNormalsPerBlock); }
 
   // Tiles are numbered along a channel, or across channels when those are last.
   __device__ __forceinline__ StridedTile(const Shape& shape, const Divisor& run, uint32_t index) {

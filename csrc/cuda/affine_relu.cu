@@ -63,8 +63,8 @@ template <class Tile> Partition partition_of(const Shape& shape) {
   const int64_t sharing = divide_up(shape.batch, kInFlight<Tile>);
   const int64_t wanted = filling > sharing ? filling : sharing;
   if (partition.examples_held > wanted) partition.examples_held = wanted;
-  if constexpr (std::is_same<Tile, ChannelTile>::value) partition.run = Divisor(shape.channels / kPack);
-  if constexpr (std::is_same<Tile, VectorTile<1>>::value) {
+  if constexpr (std::is_same_v<Tile, ChannelTile>) partition.run = Divisor(shape.channels / kPack);
+  if constexpr (std::is_same_v<Tile, VectorTile<1>>) {
     partition.run = Divisor(shape.pixels / kPack);  // a single channel may pass for channels last
   }
   return partition;
@@ -92,8 +92,7 @@ __device__ __forceinline__ void for_each_example(const Shape& shape, const Parti
 
 // `floor` is 0, or minus infinity without ReLU.
 template <class T, class S, class Tile>
-__global__ void __launch_bounds__(kTileThreads)
-    affine_relu_kernel(AffineReluArgs args, T floor, Partition partition) {
+__global__ void __launch_bounds__(kTileThreads) affine_relu_kernel(AffineReluArgs args, T floor, Partition partition) {
   const int64_t tile_index = partition.tile();
   if (tile_index >= partition.tiles) return;
   const Tile tile(args.shape, partition.run, static_cast<uint32_t>(tile_index));

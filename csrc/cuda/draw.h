@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kTileThreads)
     sum_partials_kernel(DensityPartials<T> partials, int64_t rows, double constant, T* neg_log_density) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kTileThreads / kWarpSize;
-  const int lane = threadIdx.x % kWarpSize;
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize);
   for (int64_t row = first / kWarpSize; row < rows; row += stride) {
     double sum = 0;
     for (int64_t warp = lane; warp < partials.warps; warp += kWarpSize) {

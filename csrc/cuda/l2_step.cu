@@ -12,13 +12,12 @@ namespace cuda {
 namespace {
 
 template <class T> __device__ __forceinline__ double squared(T value) {
-  const double v = static_cast<double>(value);
+  const auto v = static_cast<double>(value);
   return v * v;
 }
 
 template <int kRun, class T, class S, class G>
-__global__ void __launch_bounds__(kBlockSumThreads, 4)
-    l2_step_kernel(StepArgs args, Bounds<T> bounds, int64_t size) {
+__global__ void __launch_bounds__(kBlockSumThreads, 4) l2_step_kernel(StepArgs args, Bounds<T> bounds, int64_t size) {
   for (int64_t example = blockIdx.x; example < args.shape.batch; example += gridDim.x) {
     const int64_t start = example * size;
     const G* grad_source = static_cast<const G*>(args.grad) + start;

@@ -28,10 +28,9 @@ template <class T> struct Step {
 template <bool kLogOffset, class T, class S, class Tile>
 __device__ __forceinline__ void parameter_gradient(const AscentArgs& args, const Partition& partition,
                                                    const Bounds<T>& bounds, const Step<T>& step, const Tile& tile,
-                                                   const Stream& stream, int64_t example,
-                                                   const T (&x)[Tile::kElements], const T (&mu)[Tile::kElements],
-                                                   const T (&rho)[Tile::kElements], T (&grad_mu)[Tile::kElements],
-                                                   T (&grad_rho)[Tile::kElements]) {
+                                                   const Stream& stream, int64_t example, const T (&x)[Tile::kElements],
+                                                   const T (&mu)[Tile::kElements], const T (&rho)[Tile::kElements],
+                                                   T (&grad_mu)[Tile::kElements], T (&grad_rho)[Tile::kElements]) {
   T sigma[Tile::kElements], grad_sigma[Tile::kElements];
 #pragma unroll
   for (int i = 0; i < Tile::kElements; ++i) {
@@ -117,9 +116,10 @@ AscentArgs without_samples(AscentArgs args) {
 }
 
 SampleArgs samples_of(const AscentArgs& args) {
-  return {args.dtype, args.storage, args.shape, args.ball,  {args.noise.state, args.next_draw, args.noise.first_example},
-          args.samples, args.log_offset, args.x, args.mu,   args.rho,
-          args.x_adv,   args.neg_log_density,    args.partials};
+  const Noise next{args.noise.state, args.next_draw, args.noise.first_example};
+  return {args.dtype,   args.storage,         args.shape,   args.ball, next,
+          args.samples, args.log_offset,      args.x,       args.mu,   args.rho,
+          args.x_adv,   args.neg_log_density, args.partials};
 }
 
 }  // namespace

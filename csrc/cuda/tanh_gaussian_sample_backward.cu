@@ -1,7 +1,7 @@
 // Vector-Jacobian product of sampling: d/d(x, mu, rho) of <grad_x_adv, x_adv> + <grad_neg_log_density, -log p>.
 //
-// Memory: reads x, mu, rho once and grad_x_adv [k] once, writes the gradients that are wanted. The noise is drawn again,
-// so nothing but the inputs is kept from the forward pass.
+// Memory: reads x, mu, rho once and grad_x_adv [k] once, writes the gradients that are wanted. The noise is drawn
+// again, so nothing but the inputs is kept from the forward pass.
 //
 // Threads: one per tile (access.h), which sums over the k samples in registers. Gradients of mu and sigma share the
 // pass; what is not wanted is not stored.

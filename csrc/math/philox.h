@@ -27,7 +27,7 @@ template <class U> struct PhiloxWords {
 };
 
 template <class U> ADT_INLINE PhiloxWords<U> philox(PhiloxWords<U> counter, uint64_t seed) {
-  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+  auto key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   U c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
 #if defined(__CUDA_ARCH__)
 #pragma unroll

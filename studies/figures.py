@@ -1,0 +1,120 @@
+"""The figures of a study, from its numbers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from adt_fast._atomic_file import atomic_file
+from adt_fast.analysis import _figures
+
+from .summary import Document, by_name, mean_and_deviation, shown, values
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_figures(document: Document, epoch_time: dict[str, Any] | None, folder: Path) -> list[Path]:
+    """Draws what there are numbers for, as PNG files in a folder."""
+    drawings: dict[str, Callable[[Figure], None]] = {}
+    if epoch_time is not None and by_name(document, "accuracies"):
+        drawings["robustness-cost"] = lambda figure: robustness_and_cost(document, epoch_time, figure)
+    for kind, draw in (("entropy", entropy), ("curvature", curvature), ("landscape", landscapes)):
+        if by_name(document, kind):
+            drawings[kind] = lambda figure, draw=draw: draw(document, figure)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, draw in drawings.items():
+        paths.append(folder / f"{name}.png")
+        with atomic_file(paths[-1]) as file:
+            file.write(_figures.rendered(draw)[_figures.KINDS.index("png")])
+    return paths
+
+
+def robustness_and_cost(document: Document, epoch_time: dict[str, Any], figure: Figure) -> None:
+    """A_rob over the time of an epoch, a point a method; whiskers are standard deviations over seeds."""
+    figure.set_size_inches(_figures.PAGE_WIDTH * 0.75, 3.2)
+    axes = figure.subplots()
+    seconds = dict(zip(epoch_time["methods"], epoch_time["epoch_seconds"]))
+    for name, method, models in shown(by_name(document, "accuracies")):
+        if method not in seconds or (", " in name and "max_abs" not in name):
+            continue
+        mean, deviation = mean_and_deviation(values(models, "accuracies", "A_rob"))
+        is_distributional = method.startswith("adt-")
+        color = _figures.COLORS[0] if is_distributional else _figures.COLORS[1]
+        axes.errorbar(
+            seconds[method], mean, yerr=deviation, color=color, marker=_figures.MARKERS[0 if is_distributional else 1],
+            mfc="white" if ", " in name else color, capsize=2, linewidth=0.8,
+        )  # fmt: skip
+        axes.annotate(
+            name.replace(", gradient_scale=", "\n"), (seconds[method], mean), xytext=(5, 3),
+            textcoords="offset points", fontsize=6.5, color=color,
+        )  # fmt: skip
+    axes.set(
+        xlabel="time of an epoch (s, log scale)", ylabel="accuracy under all attacks, $A_{rob}$ (%)", xscale="log",
+        xlim=(0.8 * min(seconds.values()), 2.2 * max(seconds.values())),
+    )  # fmt: skip
+    axes.grid(alpha=0.4)
+
+
+def entropy(document: Document, figure: Figure) -> None:
+    """Figure 3: accuracies above, entropy below, over lambda."""
+    figure.set_size_inches(_figures.COLUMN_WIDTH, 3.4)
+    accuracy, below = figure.subplots(2, 1, sharex=True)
+    found = by_name(document, "entropy")
+    places = range(len(found))
+    for index, (label, attack) in enumerate((("natural", "natural"), ("PGD-20", "pgd-20"))):
+        means, deviations = zip(*(mean_and_deviation(values(mine, "entropy", attack)) for mine in found.values()))
+        accuracy.errorbar(places, means, yerr=deviations, label=label, **_line(index))
+    means, deviations = zip(
+        *(mean_and_deviation([model["entropy"]["entropy_per_element"] for model in mine]) for mine in found.values())
+    )
+    below.errorbar(places, means, yerr=deviations, **_line(2))
+    highest = next(iter(found.values()))[0]["entropy"]["highest_per_element"]
+    below.axhline(highest, color="black", linestyle=":", label="uniform distribution")
+    accuracy.set(ylabel="accuracy (%)", ylim=(0, None))
+    accuracy.legend()
+    below.set(xlabel="entropy weight $\\lambda$", ylabel="entropy (nats per element)")
+    below.set_xticks(places, [f"{mine[0]['entropy_weight']:g}" for mine in found.values()])
+    below.legend()
+
+
+def curvature(document: Document, figure: Figure) -> None:
+    """Figure 4 (f): the share of images whose eigenvalue is larger, of the first seed's models."""
+    figure.set_size_inches(_figures.COLUMN_WIDTH, 2.6)
+    axes = figure.subplots()
+    for index, (name, _, models) in enumerate(shown(by_name(document, "curvature"))):
+        quantiles = numpy.abs(models[0]["curvature"]["quantiles"])
+        axes.plot(numpy.sort(quantiles), numpy.linspace(100, 0, len(quantiles)), color=_figures.COLORS[index],
+                  label=_short(name))  # fmt: skip
+    axes.set(xscale="log", xlabel="dominant eigenvalue of the Hessian", ylabel="images with a larger one (%)",
+             ylim=(0, 100))  # fmt: skip
+    axes.legend()
+
+
+def landscapes(document: Document, figure: Figure) -> None:
+    """Figure 4 (a-e): cross entropy around one image, the models side by side on one scale."""
+    found = list(shown(by_name(document, "landscape")))
+    figure.set_size_inches(_figures.PAGE_WIDTH, 1.9)
+    panels = figure.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
+    highest = max(max(map(max, models[0]["landscape"]["losses"])) for _, _, models in found)
+    levels = numpy.linspace(0, math.ceil(highest), 17)
+    for axes, (name, _, models) in zip(panels, found):
+        one = models[0]["landscape"]
+        filled = axes.contourf(*[one["offsets"]] * 2, numpy.array(one["losses"]).T, levels, cmap=_figures.SEQUENTIAL)
+        axes.plot([1, 0, -1, 0, 1], [0, 1, 0, -1, 0], color="white", linewidth=0.8)
+        axes.set(title=_short(name), aspect="equal", xlabel="along $d_g$ ($\\epsilon$)")
+    panels[0].set_ylabel("along $d_r$ ($\\epsilon$)")
+    figure.colorbar(filled, ax=panels, label="cross entropy (nats)", shrink=0.8)
+
+
+def _short(title: str) -> str:
+    return title.split(",")[0]
+
+
+def _line(index: int) -> dict[str, Any]:
+    return {"color": _figures.COLORS[index], "marker": _figures.MARKERS[index], "capsize": 2}

@@ -1,0 +1,58 @@
+"""Where a study keeps what it has done: a folder a model, a file a measurement, named by the hash of their settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from adt_fast._atomic_file import atomic_file
+from adt_fast.config import TrainConfig
+
+from .plan import Measurement, Run
+
+
+class ModelFolder:
+    """The folder of a model: its run, and what was measured of it.
+
+    Args:
+        work: the folder of all studies.
+        run: the model.
+    """
+
+    def __init__(self, work: Path, run: Run) -> None:
+        settings = _settings_of(run.config(None, work).resolved())
+        method = run.changes["method"]
+        self.path = work / f"{method}-{run.seed}-{_digest(settings)}"
+        self.run = self.path / "run"
+
+    def file(self, measurement: Measurement, ending: str = "json") -> Path:
+        """Where the result of a measurement is, or belongs; with other endings, what it needs to go on."""
+        return self.path / f"{measurement.kind}-{_digest(measurement.settings)}.{ending}"
+
+    def result(self, measurement: Measurement) -> dict[str, Any] | None:
+        """What was measured; None if it was not yet."""
+        path = self.file(measurement)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def keep(self, measurement: Measurement, result: dict[str, Any]) -> None:
+        """Writes what was measured."""
+        write_json(self.file(measurement), result)
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """The document, a line for each innermost list, or the file as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write((json.dumps(document, indent=1) + "\n").encode())
+
+
+def _settings_of(config: TrainConfig) -> dict[str, Any]:
+    """All that a trained model depends on."""
+    places = ("data_dir", "output", "download")
+    return {name: value for name, value in config.as_dict().items() if name not in places}
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
