@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 from . import ops
-from ._native import NativeUnavailableWarning, build_info
+from ._operators.native import NativeUnavailableWarning, build_info
 from .distributions import TanhNormal
 from .evaluation import RobustReport, evaluate
 from .noise import NoiseStream

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ._checks import check_int
+from ._support.checks import check_int
 from .noise import MAX_EXAMPLES
 
 

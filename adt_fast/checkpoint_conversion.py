@@ -11,7 +11,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from ._atomic_file import atomic_file
+from ._support.atomic_file import atomic_file
 from .checkpoint import read_model, save_model
 from .checkpoint_layouts import Exported, Normalization, to_foreign
 

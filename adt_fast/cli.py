@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from ._command_line import command_line
+from ._runs.command_line import command_line
+from ._runs.folder import recorded_config
 from .commands import COMMANDS, EntropySweep, EpochTime, Train
 from .commands.command import Command, CommandFailed
 from .config_files import ConfigFile, load_config_file
 from .methods import method_names
 from .processes import end_process
-from .run_folder import recorded_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import torch
 import tyro
 
-from ._arguments import Folder, Integer, Number, Text, argument, default_is
-from ._checks import check_choice, check_int, check_not_negative, check_positive
-from ._suggest import unknown_name_message
+from ._settings.arguments import Folder, Integer, Number, Text, argument, default_is
+from ._settings.dataset_defaults import DATASET_DEFAULTS, TEST_LIMIT_DEFAULT, by_dataset, default_test_limit
+from ._settings.method_options import METHOD_OPTIONS, MethodOptions, without_foreign_options
+from ._settings.training_options import DataOptions, LoopOptions
+from ._support.checks import check_choice, check_int, check_not_negative, check_positive
+from ._support.devices import resolve_device
+from ._support.model_state import ModelMode
+from ._support.suggest import unknown_name_message
 from .attacks import Norm
 from .data import dataset_names
-from .dataset_defaults import DATASET_DEFAULTS, TEST_LIMIT_DEFAULT, by_dataset, default_test_limit
-from .devices import resolve_device
 from .input_gradient import EngineOptions, Precision
-from .method_options import METHOD_OPTIONS, MethodOptions, without_foreign_options
 from .methods import check_options, method_names, method_spec
-from .model_state import ModelMode
 from .schedules import ScheduleName
-from .training_options import DataOptions, LoopOptions
 
 
 @dataclass(frozen=True)

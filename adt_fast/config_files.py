@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import yaml
 
-from ._checks import LONGEST_REASON, shown
-from ._option_text import parse_number
-from ._suggest import unknown_name_message
+from ._settings.method_options import without_foreign_options
+from ._support.checks import LONGEST_REASON, shown
+from ._support.option_text import parse_number
+from ._support.suggest import unknown_name_message
 from .config import TrainConfig
-from .method_options import without_foreign_options
 
 _DEEPEST = 20
 _BUNDLED = resources.files("adt_fast") / "configs"

@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._checks import check_bool, check_int, check_not_negative
-from ._layout import to_channels_last
-from ._stop_signals import postponed_stop
-from ._trainer_state import check_scheduler_state
+from ._runs.checkpoint import RunCheckpoint
+from ._runs.data import load_run_data
+from ._runs.folder import RunFolder
+from ._runs.resume import accuracies_of, found_in, resumed_settings, told_of
+from ._runs.stop_signals import postponed_stop
+from ._runs.trainer import create_trainer
+from ._support.checks import check_bool, check_int, check_not_negative
+from ._support.layout import to_channels_last
+from ._training.progress import FitProgress, FitSettings
+from ._training.state import check_scheduler_state
 from .checkpoint import load_model, save_model
 from .config import TrainConfig
 from .data import ImageData
 from .evaluation import Accuracy, evaluate
-from .fit_progress import FitProgress, FitSettings
 from .loggers import TensorBoardLogger, WandbLogger
 from .models import create_model
 from .processes import Processes, local_device
-from .run_checkpoint import RunCheckpoint
-from .run_data import load_run_data
-from .run_folder import RunFolder
-from .run_found import accuracies_of, found_in, resumed_settings, told_of
-from .run_trainer import create_trainer
 from .schedules import create_schedule
 from .trainer import EpochResult
 from .validation import Validated, Validation

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ._atomic_file import atomic_file
-from .run_folder import logged_events
+from ._runs.folder import logged_events
+from ._support.atomic_file import atomic_file
 
 _WANDB_ID_NAME = "wandb_id"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import check_finite, check_positive
+from ._support.checks import check_finite, check_positive
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 """(logits [N, num_classes], labels [N]) -> losses [N]."""

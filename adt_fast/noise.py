@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ._checks import check_int
+from ._support.checks import check_int
 
 # The widths of the fields of the Philox counter (csrc/math/philox.h).
 MAX_OFFSET = 2**40

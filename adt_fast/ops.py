@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 
-from . import _checked, _custom_ops, _launch
-from ._checks import check_int
-from ._launch import Ball, Draw
+from ._operators import checked, custom_ops, launch
+from ._operators.launch import Ball, Draw
+from ._support.checks import check_int
 from .noise import MAX_OFFSET
 
 __all__ = [
@@ -67,7 +67,7 @@ class _Sample(torch.autograd.Function):
         ctx.save_for_backward(x, mu, rho)
         ctx.set_materialize_grads(False)
         ctx.x_adv_like, ctx.log_offset = (samples, dtype), log_offset
-        return _launch.sample(x, mu, rho, draw, ball, samples, dtype, density, log_offset)
+        return launch.sample(x, mu, rho, draw, ball, samples, dtype, density, log_offset)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -79,7 +79,7 @@ class _Sample(torch.autograd.Function):
             samples, dtype = ctx.x_adv_like
             grad_x_adv = torch.zeros((samples, *x.shape), dtype=dtype, device=x.device)
         needs = tuple(ctx.needs_input_grad[:3])
-        grads = _launch.sample_backward(
+        grads = launch.sample_backward(
             grad_x_adv, grad_neg_log_density, x, mu, rho, ctx.draw, ctx.ball, ctx.log_offset, needs
         )
         return *grads, *[None] * 6
@@ -137,11 +137,11 @@ def tanh_gaussian_sample(
     """
     dtype = x.dtype if dtype is None and isinstance(x, torch.Tensor) else dtype
     if torch.compiler.is_compiling():
-        x_adv, neg_log_density = _custom_ops.tanh_gaussian_sample(
+        x_adv, neg_log_density = custom_ops.tanh_gaussian_sample(
             x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype, density, log_offset
         )
         return x_adv, (neg_log_density if density else None)
-    _checked.check_sample_arguments(
+    checked.check_sample_arguments(
         x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype, log_offset
     )
     arguments = (
@@ -149,7 +149,7 @@ def tanh_gaussian_sample(
     )  # fmt: skip
     if torch.is_grad_enabled() and (x.requires_grad or mu.requires_grad or rho.requires_grad):
         return _Sample.apply(*arguments)
-    return _launch.sample(*arguments)
+    return launch.sample(*arguments)
 
 
 def tanh_gaussian_ascent_step_(
@@ -206,11 +206,11 @@ def tanh_gaussian_ascent_step_(
     scalars = (epsilon, lower, upper, step_size, entropy_weight, entropy_reduction, update, grad_scale, log_offset)
     sum_mu, sum_rho = _unpack_accumulated(accumulated)
     if torch.compiler.is_compiling():
-        _custom_ops.tanh_gaussian_ascent_step(
+        custom_ops.tanh_gaussian_ascent_step(
             mu, rho, grad_x_adv, x, noise, *scalars, sum_mu, sum_rho, draw, first_example
         )
         return
-    _checked.ascend(mu, rho, grad_x_adv, x, noise, *scalars, sum_mu, sum_rho, draw, first_example)
+    checked.ascend(mu, rho, grad_x_adv, x, noise, *scalars, sum_mu, sum_rho, draw, first_example)
 
 
 def tanh_gaussian_ascent_step_and_sample_(
@@ -259,7 +259,7 @@ def tanh_gaussian_ascent_step_and_sample_(
         check_int("draw", draw, 0, MAX_OFFSET)
         next_draw = draw + 1
     if torch.compiler.is_compiling():
-        x_adv, neg_log_density = _custom_ops.tanh_gaussian_ascent_step_and_sample(
+        x_adv, neg_log_density = custom_ops.tanh_gaussian_ascent_step_and_sample(
             mu, rho, grad_x_adv, x, noise, *scalars, sum_mu, sum_rho, draw, first_example, next_draw, density
         )
         if out is not None:
@@ -267,7 +267,7 @@ def tanh_gaussian_ascent_step_and_sample_(
                 raise ValueError(f"out must be {list(x_adv.shape)} {x_adv.dtype}, got {list(out.shape)} {out.dtype}")
             x_adv = out.copy_(x_adv)
         return x_adv, (neg_log_density if density else None)
-    x_adv, neg_log_density = _checked.ascend(
+    x_adv, neg_log_density = checked.ascend(
         mu, rho, grad_x_adv, x, noise, *scalars, sum_mu, sum_rho, draw, first_example, next_draw, density, out
     )
     assert x_adv is not None  # next_draw is given
@@ -306,9 +306,9 @@ def linf_step_(
         TypeError, ValueError: for a bad argument, by name; x_adv is then as it was.
     """
     if torch.compiler.is_compiling():
-        _custom_ops.linf_step(x_adv, grad, x, step_size, epsilon, lower, upper)
+        custom_ops.linf_step(x_adv, grad, x, step_size, epsilon, lower, upper)
         return x_adv
-    return _checked.projected_step("linf_step", x_adv, grad, x, step_size, epsilon, lower, upper)
+    return checked.projected_step("linf_step", x_adv, grad, x, step_size, epsilon, lower, upper)
 
 
 def l2_step_(
@@ -330,9 +330,9 @@ def l2_step_(
     Arguments, result and errors are those of :func:`linf_step_`; epsilon is an L2 radius.
     """
     if torch.compiler.is_compiling():
-        _custom_ops.l2_step(x_adv, grad, x, step_size, epsilon, lower, upper)
+        custom_ops.l2_step(x_adv, grad, x, step_size, epsilon, lower, upper)
         return x_adv
-    return _checked.projected_step("l2_step", x_adv, grad, x, step_size, epsilon, lower, upper)
+    return checked.projected_step("l2_step", x_adv, grad, x, step_size, epsilon, lower, upper)
 
 
 def momentum_linf_step_(
@@ -358,9 +358,9 @@ def momentum_linf_step_(
         The others, result and errors are those of :func:`linf_step_`.
     """
     if torch.compiler.is_compiling():
-        _custom_ops.momentum_linf_step(x_adv, momentum, grad, x, step_size, decay, epsilon, lower, upper)
+        custom_ops.momentum_linf_step(x_adv, momentum, grad, x, step_size, decay, epsilon, lower, upper)
         return x_adv
-    return _checked.projected_step(
+    return checked.projected_step(
         "momentum_linf_step", x_adv, grad, x, step_size, epsilon, lower, upper, decay=decay, momentum=momentum
     )
 
@@ -391,9 +391,9 @@ def uniform_start_(
         TypeError, ValueError: for a bad argument, by name; x_adv is then as it was.
     """
     if torch.compiler.is_compiling():
-        _custom_ops.uniform_start(x_adv, x, noise, epsilon, lower, upper, draw, first_example)
+        custom_ops.uniform_start(x_adv, x, noise, epsilon, lower, upper, draw, first_example)
         return x_adv
-    return _checked.uniform_start(x_adv, x, noise, epsilon, lower, upper, draw, first_example)
+    return checked.uniform_start(x_adv, x, noise, epsilon, lower, upper, draw, first_example)
 
 
 def normal(
@@ -412,8 +412,8 @@ def normal(
         TypeError, ValueError: for a bad argument, by name.
     """
     if torch.compiler.is_compiling():
-        return _custom_ops.normal(like, noise, samples, draw, first_example)
-    return _checked.normal(like, noise, samples, draw, first_example)
+        return custom_ops.normal(like, noise, samples, draw, first_example)
+    return checked.normal(like, noise, samples, draw, first_example)
 
 
 class _AffineRelu(torch.autograd.Function):
@@ -421,7 +421,7 @@ class _AffineRelu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, relu: bool) -> torch.Tensor:
-        y = _launch.affine_relu(x, scale, shift, relu)
+        y = launch.affine_relu(x, scale, shift, relu)
         ctx.save_for_backward(y if relu else None, scale)
         return y
 
@@ -429,7 +429,7 @@ class _AffineRelu(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         y, scale = ctx.saved_tensors
-        return _launch.affine_relu_backward(grad_y, y, scale), None, None, None
+        return launch.affine_relu_backward(grad_y, y, scale), None, None, None
 
 
 def affine_relu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, *, relu: bool = True) -> torch.Tensor:
@@ -460,11 +460,11 @@ def affine_relu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, *, re
             that requires grad while grad is enabled.
     """
     if torch.compiler.is_compiling():
-        return _custom_ops.affine_relu(x, scale, shift, relu)
-    _checked.check_affine_arguments(x, scale, shift, relu)
+        return custom_ops.affine_relu(x, scale, shift, relu)
+    checked.check_affine_arguments(x, scale, shift, relu)
     if torch.is_grad_enabled() and x.requires_grad:
         return _AffineRelu.apply(x, scale, shift, relu)
-    return _launch.affine_relu(x, scale, shift, relu)
+    return launch.affine_relu(x, scale, shift, relu)
 
 
 def _unpack_accumulated(

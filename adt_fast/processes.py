@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ._checks import check_int
+from ._support.checks import check_int
+from ._support.model_state import distributed_wrapper
 from .checkpoint import pack_state, unpack_state
-from .model_state import distributed_wrapper
 
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")

@@ -9,7 +9,7 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ._checks import check_choice, check_int
+from ._support.checks import check_choice, check_int
 
 ScheduleName = Literal["one-cycle", "cosine", "step", "constant"]
 """See :func:`create_schedule`."""

@@ -13,20 +13,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from ._batch_check import pairs
-from ._checks import check_choice, check_fraction, check_int, check_positive
-from ._optimizer_state import load_optimizer_state
-from ._random_state import random_state, restore_random_state
-from ._trainer_state import check_scheduler_state, check_trainer_state, trainer_state
-from ._training_step import OuterPrecision, StepOptions, TrainingStep
+from ._support.batch_check import pairs
+from ._support.checks import check_choice, check_fraction, check_int, check_positive
+from ._support.model_state import ModelMode, check_mode, check_model, device_of, distributed_wrapper, unwrap
+from ._support.optimizer_state import load_optimizer_state
+from ._support.random_state import random_state, restore_random_state
+from ._training.progress import EpochResult, FitProgress, FitSettings, StepResult
+from ._training.state import check_scheduler_state, check_trainer_state, trainer_state
+from ._training.step import OuterPrecision, StepOptions, TrainingStep
 from .attacks import ExpRecipe
 from .attacks.recipes import RecipeName
 from .data import BatchLoader
 from .data.prefetch import prefetched
-from .fit_progress import EpochResult, FitProgress, FitSettings, StepResult
 from .input_gradient import EngineOptions
 from .methods import Method, create_method
-from .model_state import ModelMode, check_mode, check_model, device_of, distributed_wrapper, unwrap
 from .noise import NoiseStream
 from .processes import Processes
 from .weight_average import WeightAverage

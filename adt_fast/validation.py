@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ._checks import check_int
-from ._state_checks import check_keys
+from ._support.checks import check_int
+from ._support.state_checks import check_keys
 from .attacks import Norm
 from .data import ImageData
 from .evaluation import Accuracy, create_attack, evaluate, split_attack_names

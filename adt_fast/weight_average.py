@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_fraction, check_int
-from ._state_checks import check_keys, check_network_state
-from .model_state import check_model, unwrap
+from ._support.checks import check_fraction, check_int
+from ._support.model_state import check_model, unwrap
+from ._support.state_checks import check_keys, check_network_state
 
 
 class WeightAverage:

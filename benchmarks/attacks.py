@@ -36,10 +36,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adt_fast._runs.machine import device_name
+from adt_fast._runs.trained_model import TrainedModel
 from adt_fast.config import TrainedModelConfig
 from adt_fast.data import BatchLoader
-from adt_fast.machine import device_name
-from adt_fast.trained_model import TrainedModel
 
 from . import attack_report, machine
 from .arguments import positive

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adt_fast._runs.trained_model import TrainedModel
 from adt_fast.attacks import EXP
 from adt_fast.config import TrainedModelConfig
 from adt_fast.evaluation import evaluate
-from adt_fast.trained_model import TrainedModel
 
 from .arguments import positive
 from .report import aligned, spread

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import adt_fast
-from adt_fast.machine import device_name
+from adt_fast._runs.machine import device_name
 
 from . import machine, report
 from .arguments import positive

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adt_fast.machine import describe_machine, first_line
+from adt_fast._runs.machine import describe_machine, first_line
 
 from .timing import Call
 

@@ -13,8 +13,9 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from adt_fast import NoiseStream, _launch, ops, reference
-from adt_fast._launch import Ball, Draw
+from adt_fast import NoiseStream, ops, reference
+from adt_fast._operators import launch
+from adt_fast._operators.launch import Ball, Draw
 
 from . import plain_operators as plain
 from .timing import Call
@@ -242,7 +243,7 @@ class SampleBackward(_TanhGaussianCase):
 
     def ours(self) -> dict[str, torch.Tensor]:
         draw, ball = Draw(self.noise, 0, 0), Ball(**_BALL)
-        _, grad_mu, grad_rho = _launch.sample_backward(
+        _, grad_mu, grad_rho = launch.sample_backward(
             self.grad_x_adv, self.grad_density, self.x, self.mu, self.rho, draw, ball, 0.0, (False, True, True)
         )
         return {"grad_mu": grad_mu, "grad_rho": grad_rho}
@@ -522,7 +523,7 @@ class AffineReluBackward(AffineRelu):
     name = "affine_relu_backward"
 
     def ours(self) -> dict[str, torch.Tensor]:
-        return {"grad_x": _launch.affine_relu_backward(self.grad_y, self.y, self.scale)}
+        return {"grad_x": launch.affine_relu_backward(self.grad_y, self.y, self.scale)}
 
     def truth(self) -> dict[str, torch.Tensor]:
         scale, _ = self._scale_and_shift

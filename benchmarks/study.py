@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adt_fast._atomic_file import atomic_file
+from adt_fast._support.atomic_file import atomic_file
 
 from . import machine
 

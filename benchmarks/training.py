@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adt_fast
+from adt_fast._runs.machine import device_name
 from adt_fast.input_gradient import PrecisionWarning
-from adt_fast.machine import device_name
 from adt_fast.models import create_model
 
 from . import machine, report, training_report

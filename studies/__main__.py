@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from adt_fast._runs.machine import describe_machine
 from adt_fast.analysis import epoch_times
-from adt_fast.machine import describe_machine
 from benchmarks.arguments import positive
 from tools.measured import RESULTS, write_pages
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from adt_fast._atomic_file import atomic_file
+from adt_fast._support.atomic_file import atomic_file
 from adt_fast.analysis import _figures
 
 from .summary import Document, by_name, mean_and_deviation, shown, values

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from adt_fast._runs.generator_attacks import fitted_attack, is_generator_attack
+from adt_fast._runs.trained_model import TrainedModel
 from adt_fast.analysis import distribution_entropy, hessian_curvature, learned_distribution, loss_landscape
 from adt_fast.analysis.sweep import maximizer_in_float32
 from adt_fast.config import TrainConfig, TrainedModelConfig
 from adt_fast.data import class_names
 from adt_fast.evaluation import RobustReport, evaluate
 from adt_fast.experiment import TrainingRun
-from adt_fast.generator_attacks import fitted_attack, is_generator_attack
-from adt_fast.trained_model import TrainedModel
 
 from .plan import Measurement
 from .store import ModelFolder

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from adt_fast._atomic_file import atomic_file
+from adt_fast._support.atomic_file import atomic_file
 from adt_fast.config import TrainConfig
 
 from .plan import Measurement, Run

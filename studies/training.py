@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from adt_fast._runs.folder import logged_events
+from adt_fast._runs.machine import versions
 from adt_fast.config import TrainConfig
 from adt_fast.experiment import TrainingRun
-from adt_fast.machine import versions
-from adt_fast.run_folder import logged_events
 
 from .measurements import can_be_measured, measure
 from .plan import Measurement, Run

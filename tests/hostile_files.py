@@ -41,7 +41,10 @@ import torch
 from plain_adt import TinyClassifier, tiny_batch
 
 from adt_fast import NoiseStream, experiment
-from adt_fast._folder_lock import LOCK_NAME
+from adt_fast._runs.checkpoint import RunCheckpoint
+from adt_fast._runs.data import load_run_data
+from adt_fast._runs.folder import RunFolder
+from adt_fast._runs.folder_lock import LOCK_NAME
 from adt_fast.checkpoint import digest, load_checkpoint, load_model, pack_state, save_checkpoint, save_model
 from adt_fast.config import TrainConfig
 from adt_fast.config_files import config_names, load_config_file
@@ -50,9 +53,6 @@ from adt_fast.evaluation.outcomes import Outcomes
 from adt_fast.methods import create_method
 from adt_fast.methods.joint import JointTraining
 from adt_fast.models import create_model
-from adt_fast.run_checkpoint import RunCheckpoint
-from adt_fast.run_data import load_run_data
-from adt_fast.run_folder import RunFolder
 from adt_fast.trainer import Trainer
 
 SECONDS_A_CASE = 2.0

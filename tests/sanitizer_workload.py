@@ -13,7 +13,8 @@ import math
 import layouts
 import torch
 
-from adt_fast import NoiseStream, _native, _winograd, ops
+from adt_fast import NoiseStream, ops
+from adt_fast._operators import native, winograd
 
 SHAPES = [
     (1,), (3,), (2, 1), (2, 3), (3, 63), (2, 65), (1, 1025), (2, 3, 17), (2, 3, 5, 5), (1, 5, 3, 3), (2, 1, 6, 7),
@@ -85,18 +86,18 @@ def run_convolutions() -> None:
             pixels = values((batch * math.prod(size) * in_channels + shift,), dtype)[shift:]
             x = pixels.view(batch, *size, in_channels).permute(0, 3, 1, 2)
             weight = values((math.prod(channels) * 9 + shift,), torch.float32)[shift:].view(*channels, 3, 3)
-            transformed = _winograd.transform_weights(weight, transposed=True)
+            transformed = winograd.transform_weights(weight, transposed=True)
             bias = values((out_channels + shift,), torch.float32)[shift:]
-            _winograd.conv3x3(x, transformed, out_channels, bias if shift else None, relu=bool(shift))
-            _winograd.transform_weights(weight)
+            winograd.conv3x3(x, transformed, out_channels, bias if shift else None, relu=bool(shift))
+            winograd.transform_weights(weight)
 
 
 def main() -> None:
     torch.manual_seed(0)
     sets = []
-    for name in _native.module.instruction_sets().split(","):
+    for name in native.module.instruction_sets().split(","):
         try:
-            _native.module.use_instruction_set(name)
+            native.module.use_instruction_set(name)
         except ValueError:  # built, but this CPU lacks it
             continue
         sets.append(name)

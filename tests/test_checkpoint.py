@@ -15,8 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-import adt_fast._atomic_file
-from adt_fast._atomic_file import atomic_file
+import adt_fast._support.atomic_file
+from adt_fast._support.atomic_file import atomic_file
 from adt_fast.checkpoint import (
     FORMAT_VERSION,
     CheckpointError,
@@ -380,7 +380,7 @@ def test_a_failed_save_leaves_the_old_file(path, monkeypatch):
 
     for function in ("fsync", "replace"):
         with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-            patch.setattr(adt_fast._atomic_file.os, function, lambda *arguments: full(0))
+            patch.setattr(adt_fast._support.atomic_file.os, function, lambda *arguments: full(0))
             save_checkpoint(path, {"other": torch.zeros(9)}, {})
         assert [entry.name for entry in path.parent.iterdir()] == [path.name]
         assert path.read_bytes() == before
@@ -459,7 +459,7 @@ def test_a_killed_writer_leaves_a_whole_file(path):
     generator = random.Random(0)
     in_mid_save = 0
     for _ in range(20):
-        arguments = [sys.executable, "-c", WRITER, adt_fast._atomic_file.__file__, str(path)]
+        arguments = [sys.executable, "-c", WRITER, adt_fast._support.atomic_file.__file__, str(path)]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE) as writer:
             writer.stdout.readline()
             time.sleep(generator.random() * 0.05)

@@ -10,12 +10,12 @@ import yaml
 from folders import contents
 
 from adt_fast import cli
+from adt_fast._settings.method_options import METHOD_OPTIONS
 from adt_fast.attacks import PGD
 from adt_fast.checkpoint import load_model
 from adt_fast.commands import evaluate as evaluate_command
 from adt_fast.config import TrainConfig
 from adt_fast.experiment import TrainingRun
-from adt_fast.method_options import METHOD_OPTIONS
 from adt_fast.methods import method_names, method_spec
 from adt_fast.trainer import Trainer
 

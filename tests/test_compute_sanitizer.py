@@ -34,7 +34,8 @@ torch.cuda.synchronize()
 
 PLANTED_BUG = """
 import torch
-from adt_fast import NoiseStream, _native
+from adt_fast import NoiseStream
+from adt_fast._operators import native as _native
 
 device = torch.device("cuda", torch.cuda.current_device())
 batch, size = 1, 128 * 1024 // 4  # a whole number of the driver's allocation units

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adt_fast._option_text import parse_number
+from adt_fast._settings.dataset_defaults import DATASET_DEFAULTS
+from adt_fast._support.devices import resolve_device
+from adt_fast._support.option_text import parse_number
 from adt_fast.config import TrainConfig
 from adt_fast.data import dataset_names
-from adt_fast.dataset_defaults import DATASET_DEFAULTS
-from adt_fast.devices import resolve_device
 from adt_fast.methods import method_names
 from adt_fast.schedules import create_schedule
 

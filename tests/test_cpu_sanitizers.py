@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adt_fast import _native
+from adt_fast._operators import native
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -39,7 +39,7 @@ pytestmark = [
     pytest.mark.slow,  # building takes a minute
     pytest.mark.skipif(not (ROOT / "CMakeLists.txt").exists(), reason="needs the source tree"),
     pytest.mark.skipif(not LIBRARIES, reason="g++ with libasan and libubsan is not installed"),
-    pytest.mark.skipif(_native.module is None, reason=f"no native module: {_native.unavailable_because}"),
+    pytest.mark.skipif(native.module is None, reason=f"no native module: {native.unavailable_because}"),
 ]
 
 

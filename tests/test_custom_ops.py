@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from adt_fast import NoiseStream, _custom_ops, ops
+from adt_fast import NoiseStream, ops
+from adt_fast._operators import custom_ops
 
 SHAPE, SAMPLES = (2, 3, 5, 4), 2
 BALL = dict(epsilon=0.1, lower=0.0, upper=1.0)
@@ -118,7 +119,7 @@ OPCHECKS = {
     ],
 }  # fmt: skip
 
-OPERATORS = [name for name, value in vars(_custom_ops).items() if isinstance(value, torch.library.CustomOpDef)]
+OPERATORS = [name for name, value in vars(custom_ops).items() if isinstance(value, torch.library.CustomOpDef)]
 
 
 def test_every_custom_operator_is_checked() -> None:

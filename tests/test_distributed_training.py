@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from two_processes import SIZE, Failed, Torchrun, TwoProcesses
 
 from adt_fast import NoiseStream, cli
+from adt_fast._runs.checkpoint import RunCheckpoint
 from adt_fast.checkpoint import load_checkpoint, pack_state
 from adt_fast.commands.train import _how_to_go_on as how_to_go_on
 from adt_fast.config import TrainConfig
@@ -31,7 +32,6 @@ from adt_fast.input_gradient import FLOAT32
 from adt_fast.methods import create_method, method_names, method_spec
 from adt_fast.models import convert_sync_batchnorm, create_model
 from adt_fast.processes import Processes
-from adt_fast.run_checkpoint import RunCheckpoint
 from adt_fast.trainer import ADTExpTrainer, Trainer
 
 pytestmark = [

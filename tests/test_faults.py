@@ -24,11 +24,11 @@ from plain_adt import TinyClassifier, tiny_batch
 from torch import nn
 
 from adt_fast import NoiseStream, cli, evaluation
+from adt_fast._runs.checkpoint import RunCheckpoint
 from adt_fast.attacks import EXP, PGD
 from adt_fast.attacks.base import Attack
 from adt_fast.checkpoint import load_checkpoint, load_model, save_checkpoint
 from adt_fast.methods import create_method
-from adt_fast.run_checkpoint import RunCheckpoint
 from adt_fast.trainer import Trainer
 from adt_fast.validation import Validated
 

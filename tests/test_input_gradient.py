@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from plain_adt import TinyClassifier, tiny_batch
 from torch import nn
 
+from adt_fast._support.model_state import frozen_parameters, unwrap
 from adt_fast.input_gradient import EngineOptions, InputGradient
-from adt_fast.model_state import frozen_parameters, unwrap
 
 
 def traces(model):

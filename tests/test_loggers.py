@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from adt_fast._runs.folder import RunFolder
 from adt_fast.loggers import Logger, TensorBoardLogger, WandbLogger
-from adt_fast.run_folder import RunFolder
 
 ACCURACIES = {"natural": {"correct": 3, "total": 4}, "pgd-20": {"correct": 1, "total": 4}}
 EVENTS = [

@@ -20,9 +20,10 @@ import pytest
 import torch
 
 import adt_fast
-from adt_fast import NoiseStream, _native, ops
+from adt_fast import NoiseStream, ops
+from adt_fast._operators import native
 
-pytestmark = pytest.mark.skipif(_native.module is None, reason=f"no native module: {_native.unavailable_because}")
+pytestmark = pytest.mark.skipif(native.module is None, reason=f"no native module: {native.unavailable_because}")
 
 
 def run_python(program: str, *arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:
@@ -56,7 +57,7 @@ def signatures(source: str) -> dict[str, list[str | tuple[str, ...]]]:
 
 def test_the_stub_has_the_names_and_arguments_of_the_native_module() -> None:
     stub = (Path(adt_fast.__file__).parent / "_C.pyi").read_text()
-    public = {name: getattr(_native.module, name) for name in dir(_native.module) if not name.startswith("__")}
+    public = {name: getattr(native.module, name) for name in dir(native.module) if not name.startswith("__")}
     functions = {name: value for name, value in public.items() if callable(value)}
     built = signatures("\n".join(f"def {one.__doc__.splitlines()[0]}: ..." for one in functions.values()))
     assert signatures(stub) == built
@@ -101,7 +102,7 @@ def test_build_info_is_consistent() -> None:
 
 
 def test_build_info_without_the_module_has_the_same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "module", None)
+    monkeypatch.setattr(native, "module", None)
     info = adt_fast.build_info()
     assert_complete(info)
     assert not info["native"] and info["cuda_off_because"]
@@ -167,21 +168,21 @@ def test_the_reference_backend_is_chosen_without_a_warning(native_results: list[
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
     """Loads the module again under other environment variables."""
-    in_use = _native.module.instruction_set()
+    in_use = native.module.instruction_set()
 
     def load(**environment: str) -> tuple[ModuleType | None, str]:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        return _native._load()
+        return native._load()
 
     yield load
-    _native.module.use_instruction_set(in_use)
+    native.module.use_instruction_set(in_use)
 
 
 def test_the_backend_can_be_chosen(load: Callable) -> None:
     module, because = load(ADT_FAST_BACKEND="reference")
     assert module is None and "ADT_FAST_BACKEND" in because
-    assert load(ADT_FAST_BACKEND="auto") == (_native.module, "")
+    assert load(ADT_FAST_BACKEND="auto") == (native.module, "")
 
 
 @pytest.mark.parametrize("value", ["cuda", "native", "REFERENCE", ""])
@@ -207,22 +208,22 @@ def test_an_unknown_instruction_set_is_an_error(value: str, load: Callable) -> N
 
 def supported_instruction_sets() -> list[str]:
     """Those of the module that this CPU has."""
-    if _native.module is None:
+    if native.module is None:
         return []
-    names, in_use = [], _native.module.instruction_set()
-    for name in _native.module.instruction_sets().split(","):
+    names, in_use = [], native.module.instruction_set()
+    for name in native.module.instruction_sets().split(","):
         try:
-            _native.module.use_instruction_set(name)
+            native.module.use_instruction_set(name)
             names.append(name)
         except ValueError:
             pass  # built, but this CPU lacks it
-    _native.module.use_instruction_set(in_use)
+    native.module.use_instruction_set(in_use)
     return names
 
 
 @pytest.mark.parametrize("name", supported_instruction_sets())
 def test_the_instruction_set_can_be_chosen(name: str, load: Callable) -> None:
-    assert load(ADT_FAST_CPU_ISA=name) == (_native.module, "")
+    assert load(ADT_FAST_CPU_ISA=name) == (native.module, "")
     assert adt_fast.build_info()["cpu_instruction_set"] == name
 
 
@@ -318,13 +319,13 @@ SUMMED_OVER_LANES = {"density", "next density", "l2_step_", "momentum_linf_step_
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_instruction_set_does_not_show(dtype: torch.dtype) -> None:
     """x_adv, gradients and steps are the same bits; what sums over an example is the same to rounding."""
-    in_use, results = _native.module.instruction_set(), {}
+    in_use, results = native.module.instruction_set(), {}
     try:
         for name in supported_instruction_sets():
-            _native.module.use_instruction_set(name)
+            native.module.use_instruction_set(name)
             results[name] = run_everything(dtype=dtype)
     finally:
-        _native.module.use_instruction_set(in_use)
+        native.module.use_instruction_set(in_use)
     best = results.pop(in_use)
     for other in results.values():
         assert_same_bits(*({n: t for n, t in r.items() if n not in SUMMED_OVER_LANES} for r in (best, other)))

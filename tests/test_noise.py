@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from adt_fast import NoiseStream, _native, ops, reference
+from adt_fast import NoiseStream, ops, reference
+from adt_fast._operators import native as _native
 
 TESTS = Path(__file__).parent
 

@@ -24,7 +24,8 @@ import torch
 from independent_operators import Ball, TanhGaussian
 from tolerance import as_real, assert_as_accurate_as_plain, ulp
 
-from adt_fast import NoiseStream, _native, ops
+from adt_fast import NoiseStream, ops
+from adt_fast._operators import native
 
 # Far into the stream, so that every word of the counter is in use.
 SEED, OFFSET, DRAW, FIRST_EXAMPLE = -20200214, 2**34 + 3, 2, 2**32 - 100
@@ -481,7 +482,7 @@ REFERENCE_CASES = [
 @over(REFERENCE_CASES)
 def test_the_reference_is_as_right(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """adt_fast.reference, the fallback, by the same tests."""
-    monkeypatch.setattr(_native, "module", None)
+    monkeypatch.setattr(native, "module", None)
     cpu = torch.device("cpu")
     test_sample(case, cpu)
     test_sample_backward(case, cpu)
@@ -494,12 +495,12 @@ def test_the_reference_is_as_right(case: Case, monkeypatch: pytest.MonkeyPatch) 
 
 @over([case for case in AFFINE_CASES if case.layout in ("contiguous", "channels_last")])
 def test_the_reference_of_affine_relu_is_as_right(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "module", None)
+    monkeypatch.setattr(native, "module", None)
     for relu in (True, False):
         test_affine_relu(case, relu, torch.device("cpu"))
 
 
 @over([case for case in ASCENT_CASES if case.layout in ("contiguous", "channels_last")])
 def test_the_reference_ascends_as_right(case: AscentCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "module", None)
+    monkeypatch.setattr(native, "module", None)
     test_ascent_step_and_sample(case, torch.device("cpu"))

@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adt_fast import NoiseStream, _native, ops
+from adt_fast import NoiseStream, ops
+from adt_fast._operators import native
 
 BACKENDS = ("native", "reference")
 
@@ -21,9 +22,9 @@ BACKENDS = ("native", "reference")
 @pytest.fixture(params=BACKENDS, autouse=True)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "reference":
-        monkeypatch.setattr(_native, "module", None)
-    elif _native.module is None:
-        pytest.skip(f"no native module: {_native.unavailable_because}")
+        monkeypatch.setattr(native, "module", None)
+    elif native.module is None:
+        pytest.skip(f"no native module: {native.unavailable_because}")
     return request.param
 
 

@@ -14,7 +14,8 @@ import torch
 from independent_operators import Ball, TanhGaussian
 from tolerance import as_real, assert_as_accurate_as_plain
 
-from adt_fast import NoiseStream, _native, ops
+from adt_fast import NoiseStream, ops
+from adt_fast._operators import native
 
 EVERYWHERE = Ball(8 / 255, -math.inf, math.inf)
 MUS = (-50.0, -9.5, -1.0, -1e-6, 0.0, 1e-6, 0.3, 9.5, 50.0)
@@ -28,7 +29,7 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=st
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The kernels, and the plain PyTorch that stands in for them: both must hold."""
     if request.param == "reference":
-        monkeypatch.setattr(_native, "module", None)
+        monkeypatch.setattr(native, "module", None)
     return request.param
 
 

@@ -29,13 +29,13 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from adt_fast import NoiseStream, checkpoint, cli
+from adt_fast._runs.checkpoint import RunCheckpoint
 from adt_fast.checkpoint import CheckpointError, load_checkpoint, pack_state, save_checkpoint, save_model, unpack_state
 from adt_fast.config import TrainConfig
 from adt_fast.data import BatchLoader, ImageData
 from adt_fast.experiment import TrainingRun
 from adt_fast.input_gradient import EngineOptions, InputGradient, PrecisionWarning
 from adt_fast.methods import create_method
-from adt_fast.run_checkpoint import RunCheckpoint
 from adt_fast.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
@@ -557,7 +557,7 @@ def test_a_damaged_state_never_takes_the_place_of_a_whole_one(stopped):
     damage(folder / "last.safetensors", 20000)
     previous = (folder / "last.previous.safetensors").read_bytes()
     with stopping(2), pytest.MonkeyPatch.context() as patched, pytest.raises(Stopped):
-        patched.setattr("adt_fast.run_checkpoint.save_checkpoint", stop)
+        patched.setattr("adt_fast._runs.checkpoint.save_checkpoint", stop)
         finish(run_of("standard", folder, resume=True))
     assert (folder / "last.previous.safetensors").read_bytes() == previous
     assert_same(finish(run_of("standard", folder, resume=True)), expected)
@@ -603,7 +603,7 @@ def test_metrics_that_are_gone_are_an_error(stopped, capsys):
 
 def test_another_version_is_a_warning(stopped, capsys, monkeypatch):
     folder, whole, _ = stopped
-    monkeypatch.setattr("adt_fast.machine.__version__", "9.9")
+    monkeypatch.setattr("adt_fast._runs.machine.__version__", "9.9")
     assert cli.main(["train", "--output", "run", "--resume"]) == 0
     assert "was saved with adt_fast 0.1.0, and this is 9.9: the run may differ" in capsys.readouterr().err
     assert logged(folder)[:-1] == logged(whole)

@@ -28,11 +28,12 @@ from folders import contents
 from safetensors.torch import load_file
 
 import adt_fast
-from adt_fast import _commit, _folder_lock, cli
-from adt_fast._command_line import command_line, running_command
-from adt_fast.machine import device_name, versions
-from adt_fast.run_checkpoint import RunCheckpoint
-from adt_fast.run_folder import RunFolder, check_new
+from adt_fast import _commit, cli
+from adt_fast._runs import folder_lock
+from adt_fast._runs.checkpoint import RunCheckpoint
+from adt_fast._runs.command_line import command_line, running_command
+from adt_fast._runs.folder import RunFolder, check_new
+from adt_fast._runs.machine import device_name, versions
 from adt_fast.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
@@ -207,19 +208,19 @@ def test_a_used_folder_is_refused_and_one_with_a_lock_alone_is_empty(tmp_path):
 
 
 def test_a_run_that_comes_and_goes_meanwhile_is_seen(tmp_path, monkeypatch):
-    class AfterAnother(_folder_lock.FolderLock):
+    class AfterAnother(folder_lock.FolderLock):
         def __init__(self, folder):
             super().__init__(folder)
             (folder / "config.yaml").touch()
 
-    monkeypatch.setattr("adt_fast.run_folder.FolderLock", AfterAnother)
+    monkeypatch.setattr("adt_fast._runs.folder.FolderLock", AfterAnother)
     with pytest.raises(ValueError, match="must be a new or an empty folder"):
         RunFolder(tmp_path / "run")
 
 
 def test_a_name_that_another_process_has_just_taken_is_passed_over(tmp_path, monkeypatch):
     names = iter([tmp_path / "taken", tmp_path / "free"])
-    monkeypatch.setattr("adt_fast.run_folder.name_by_time", lambda prefix: next(names))
+    monkeypatch.setattr("adt_fast._runs.folder.name_by_time", lambda prefix: next(names))
     (tmp_path / "taken").mkdir()
     assert RunFolder.named_by_time("runs/any").path == tmp_path / "free"
 
@@ -229,7 +230,7 @@ def test_a_name_that_another_process_has_just_taken_is_passed_over(tmp_path, mon
                         (b'{"pid": 7', "another process")],
 )  # fmt: skip
 def test_a_holder_may_need_a_moment_to_tell_who_it_is(written, holder, tmp_path, monkeypatch):
-    monkeypatch.setattr(_folder_lock, "_SECONDS_TO_WRITE", 0.3)
+    monkeypatch.setattr(folder_lock, "_SECONDS_TO_WRITE", 0.3)
     with open(tmp_path / ".lock", "wb", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         timer = threading.Timer(0.05, file.write, [written])
@@ -273,7 +274,7 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     for module in (WithoutLocks, None):
-        monkeypatch.setattr(_folder_lock, "fcntl", module)
+        monkeypatch.setattr(folder_lock, "fcntl", module)
         with pytest.warns(RuntimeWarning, match="without locks .* see to it that no other process writes there") as all:
             RunFolder(tmp_path / str(module))
         assert Path(all[0].filename).name == "test_run_folder.py"
@@ -392,7 +393,7 @@ def test_a_program_has_no_command(tmp_path):
 def test_going_on_elsewhere_is_a_warning(name, value, words, tmp_path, monkeypatch):
     RunCheckpoint(tmp_path).save({"state": 1})
     elsewhere = versions(torch.device("cpu")) | {name: value}
-    monkeypatch.setattr("adt_fast.run_checkpoint.versions", lambda device: elsewhere)
+    monkeypatch.setattr("adt_fast._runs.checkpoint.versions", lambda device: elsewhere)
     checkpoint = RunCheckpoint(tmp_path)
     assert checkpoint.load() == {"state": 1}
     assert len(checkpoint.warnings) == (words is not None)
@@ -401,9 +402,9 @@ def test_going_on_elsewhere_is_a_warning(name, value, words, tmp_path, monkeypat
 
 
 def test_threads_do_not_matter_to_a_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr("adt_fast.run_checkpoint.versions", lambda device: {"device": "gpu", "threads": 1})
+    monkeypatch.setattr("adt_fast._runs.checkpoint.versions", lambda device: {"device": "gpu", "threads": 1})
     RunCheckpoint(tmp_path, "cuda").save({})
-    monkeypatch.setattr("adt_fast.run_checkpoint.versions", lambda device: {"device": "gpu", "threads": 2})
+    monkeypatch.setattr("adt_fast._runs.checkpoint.versions", lambda device: {"device": "gpu", "threads": 2})
     for device, warnings in (("cuda", 0), ("cpu", 1)):
         checkpoint = RunCheckpoint(tmp_path, device)
         checkpoint.load()

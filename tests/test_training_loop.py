@@ -10,7 +10,7 @@ import torch
 from plain_adt import TinyClassifier, tiny_batch
 
 from adt_fast import NoiseStream
-from adt_fast._training_step import TrainingStep
+from adt_fast._training.step import TrainingStep
 from adt_fast.input_gradient import FLOAT32
 from adt_fast.methods import create_method
 from adt_fast.models import create_model

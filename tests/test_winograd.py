@@ -16,9 +16,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adt_fast import _native, _winograd
+from adt_fast._operators import native, winograd
 
-pytestmark = pytest.mark.skipif(_native.module is None, reason=f"no native module: {_native.unavailable_because}")
+pytestmark = pytest.mark.skipif(native.module is None, reason=f"no native module: {native.unavailable_because}")
 
 IMAGES = [(1, 1, 1), (2, 4, 4), (1, 3, 9), (3, 8, 8), (2, 9, 6), (5, 2, 17), (1, 32, 31)]
 CHANNELS = [(1, 1), (3, 16), (5, 3), (16, 17), (17, 33), (64, 64), (64, 5), (1, 48)]
@@ -36,7 +36,7 @@ def case(images: tuple[int, int, int], in_channels: int, out_channels: int) -> t
 
 
 def run(x: torch.Tensor, weight: torch.Tensor, **options) -> torch.Tensor:
-    return _winograd.conv3x3(x, _winograd.transform_weights(weight), weight.shape[0], **options)
+    return winograd.conv3x3(x, winograd.transform_weights(weight), weight.shape[0], **options)
 
 
 def assert_accurate(actual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
@@ -53,25 +53,25 @@ def assert_accurate(actual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor)
 
 def supported_instruction_sets() -> list[str]:
     """Those of the module that this CPU has."""
-    if _native.module is None:
+    if native.module is None:
         return []
-    names, in_use = [], _native.module.instruction_set()
-    for name in _native.module.instruction_sets().split(","):
+    names, in_use = [], native.module.instruction_set()
+    for name in native.module.instruction_sets().split(","):
         try:
-            _native.module.use_instruction_set(name)
+            native.module.use_instruction_set(name)
             names.append(name)
         except ValueError:
             pass  # built, but this CPU lacks it
-    _native.module.use_instruction_set(in_use)
+    native.module.use_instruction_set(in_use)
     return names
 
 
 @pytest.fixture(params=supported_instruction_sets())
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    in_use = _native.module.instruction_set()
-    _native.module.use_instruction_set(request.param)
+    in_use = native.module.instruction_set()
+    native.module.use_instruction_set(request.param)
     yield request.param
-    _native.module.use_instruction_set(in_use)
+    native.module.use_instruction_set(in_use)
 
 
 # ---- Values --------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def test_transposed_it_is_the_gradient_of_the_input(channels: tuple[int, int], i
     for images in IMAGES:
         x, weight, _ = case(images, *channels)
         grad = new(*F.conv2d(x, weight, padding=1).shape, seed=3)
-        actual = _winograd.conv3x3(grad, _winograd.transform_weights(weight, transposed=True), x.shape[1])
+        actual = winograd.conv3x3(grad, winograd.transform_weights(weight, transposed=True), x.shape[1])
         assert_accurate(actual, grad, weight.transpose(0, 1).flip(2, 3))
         x.requires_grad_()
         (expected,) = torch.autograd.grad(F.conv2d(x, weight, padding=1), x, grad)
@@ -111,7 +111,7 @@ def test_one_weight_at_a_time() -> None:
     for i, j, transposed in product(range(3), range(3), (False, True)):
         weight = torch.zeros(1, 1, 3, 3)
         weight[0, 0, i, j] = 1
-        actual = _winograd.conv3x3(x, _winograd.transform_weights(weight, transposed), 1)
+        actual = winograd.conv3x3(x, winograd.transform_weights(weight, transposed), 1)
         top, left = (2 - i, 2 - j) if transposed else (i, j)
         torch.testing.assert_close(actual, padded[:, :, top : top + 11, left : left + 10], rtol=0, atol=1e-5)
 
@@ -141,12 +141,12 @@ def test_of_16_bit_only_input_and_output_are_rounded(dtype: torch.dtype, instruc
 def test_weights_come_in_any_layout_and_dtype(dtype: torch.dtype) -> None:
     weight = new(33, 17, 3, 3).to(dtype)
     for transposed in (False, True):
-        expected = _winograd.transform_weights(weight.float().contiguous(), transposed)
+        expected = winograd.transform_weights(weight.float().contiguous(), transposed)
         assert torch.equal(
-            _winograd.transform_weights(weight.contiguous(memory_format=torch.channels_last), transposed), expected
+            winograd.transform_weights(weight.contiguous(memory_format=torch.channels_last), transposed), expected
         )
         backwards = weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
-        assert torch.equal(_winograd.transform_weights(backwards, transposed), expected)
+        assert torch.equal(winograd.transform_weights(backwards, transposed), expected)
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -177,7 +177,7 @@ def test_the_number_of_threads_does_not_show(instruction_set: str, restored_thre
         results = []
         for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)
-            results.append((_winograd.transform_weights(weight), run(x, weight, bias=bias)))
+            results.append((winograd.transform_weights(weight), run(x, weight, bias=bias)))
         for transformed, y in results[1:]:
             assert torch.equal(transformed, results[0][0]) and torch.equal(y, results[0][1])
 
@@ -192,13 +192,13 @@ def test_the_rest_of_the_batch_does_not_show(instruction_set: str) -> None:
 
 def test_transformed_weights_serve_every_instruction_set() -> None:
     x, weight, _ = case((2, 9, 10), 17, 70)
-    transformed, in_use = _winograd.transform_weights(weight), _native.module.instruction_set()
+    transformed, in_use = winograd.transform_weights(weight), native.module.instruction_set()
     try:
         for name in supported_instruction_sets():
-            _native.module.use_instruction_set(name)
-            assert_accurate(_winograd.conv3x3(x, transformed, 70), x, weight)
+            native.module.use_instruction_set(name)
+            assert_accurate(winograd.conv3x3(x, transformed, 70), x, weight)
     finally:
-        _native.module.use_instruction_set(in_use)
+        native.module.use_instruction_set(in_use)
 
 
 def unaligned(tensor: torch.Tensor) -> torch.Tensor:
@@ -210,10 +210,10 @@ def unaligned(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_alignment_does_not_show(dtype: torch.dtype, instruction_set: str) -> None:
     x, weight, bias = case((2, 8, 9), 17, 64)
-    x, transformed = x.to(dtype), _winograd.transform_weights(weight)
-    assert torch.equal(_winograd.transform_weights(unaligned(weight)), transformed)
-    expected = _winograd.conv3x3(x, transformed, 64, bias)
-    assert torch.equal(_winograd.conv3x3(*map(unaligned, (x, transformed)), 64, unaligned(bias)), expected)
+    x, transformed = x.to(dtype), winograd.transform_weights(weight)
+    assert torch.equal(winograd.transform_weights(unaligned(weight)), transformed)
+    expected = winograd.conv3x3(x, transformed, 64, bias)
+    assert torch.equal(winograd.conv3x3(*map(unaligned, (x, transformed)), 64, unaligned(bias)), expected)
 
 
 def test_the_layout_does_not_show() -> None:
@@ -251,9 +251,9 @@ BAD_CONVOLUTIONS = {
 @pytest.mark.parametrize("error, name, change", BAD_CONVOLUTIONS.values(), ids=BAD_CONVOLUTIONS.keys())
 def test_bad_convolutions_are_refused(error: type, name: str, change: dict) -> None:
     arguments = dict(x=X, transformed=TRANSFORMED, out_channels=40, bias=BIAS)
-    _winograd.conv3x3(**arguments)
+    winograd.conv3x3(**arguments)
     with pytest.raises(error, match=f"^{name} must"):
-        _winograd.conv3x3(**arguments | change)
+        winograd.conv3x3(**arguments | change)
 
 
 @pytest.mark.parametrize(
@@ -270,16 +270,16 @@ def test_bad_convolutions_are_refused(error: type, name: str, change: dict) -> N
 )
 def test_bad_weights_are_refused(error: type, weight: object) -> None:
     with pytest.raises(error, match=r"^weight must"):
-        _winograd.transform_weights(weight)
+        winograd.transform_weights(weight)
 
 
 @pytest.mark.parametrize(
     "call",
-    [lambda: _winograd.transform_weights(torch.zeros(4, 4, 3, 3)), lambda: _winograd.conv3x3(X, TRANSFORMED, 40)],
+    [lambda: winograd.transform_weights(torch.zeros(4, 4, 3, 3)), lambda: winograd.conv3x3(X, TRANSFORMED, 40)],
 )
 def test_without_the_module_it_is_not_supported(call: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _winograd.supported()
-    monkeypatch.setattr(_native, "module", None)
-    assert not _winograd.supported()
+    assert winograd.supported()
+    monkeypatch.setattr(native, "module", None)
+    assert not winograd.supported()
     with pytest.raises(RuntimeError, match="native module"):
         call()

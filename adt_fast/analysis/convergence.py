@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_int
+from .._support.checks import check_int
 from ..attacks import EXP, ExpRecipe, exp_recipe
 from ..attacks.recipes import RecipeName
 from ..evaluation.batches import Batches

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import ops
-from .._batch_check import BatchCheck
-from .._checks import check_choice, check_int, check_positive
+from .._support.batch_check import BatchCheck
+from .._support.checks import check_choice, check_int, check_positive
+from .._support.model_state import check_model, frozen_parameters, model_mode, unwrap
 from ..input_gradient.options import float32_arithmetic
 from ..losses import cross_entropy
-from ..model_state import check_model, frozen_parameters, model_mode, unwrap
 from ..noise import NoiseStream
 from . import _figures
 from ._eigenvalues import Dominant, Product, lanczos, power_iteration

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._batch_check import BatchCheck
-from .._checks import check_int
-from .._checks import shown as as_shown
+from .._support.batch_check import BatchCheck
+from .._support.checks import check_int
+from .._support.checks import shown as as_shown
+from .._support.model_state import model_mode
 from ..attacks import EXP, EXPAM, PGD
 from ..attacks._ball import confine
 from ..distributions import TanhNormal
-from ..model_state import model_mode
 from ..noise import NoiseStream
 from ._distribution_figure import draw_distributions
 from .entropy import explicit_distribution

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .._checks import check_int
+from .._support.checks import check_int
+from .._support.model_state import model_mode
 from ..attacks import EXP, EXPAM
 from ..evaluation.batches import Batches
-from ..model_state import model_mode
 from ..noise import NoiseStream
 from . import _figures
 from ._batches import shown_batches

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._checks import check_int
+from .._runs.machine import describe_machine
+from .._support.checks import check_int
 from ..config import TrainConfig
 from ..experiment import TrainingRun
-from ..machine import describe_machine
 from ..methods import method_spec
 from . import _figures
 from .result import AnalysisResult
@@ -43,7 +43,7 @@ class EpochTimes(AnalysisResult):
     settings: dict[str, Any]
     """Of the runs, without what the methods do not share."""
     machine: dict[str, Any]
-    """See :func:`adt_fast.machine.describe_machine`."""
+    """See :func:`adt_fast._runs.machine.describe_machine`."""
 
     @property
     def epoch_seconds(self) -> tuple[float, ...]:

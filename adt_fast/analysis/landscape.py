@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._batch_check import BatchCheck
-from .._checks import check_ball, check_choice, check_int, check_positive, shown
+from .._support.batch_check import BatchCheck
+from .._support.checks import check_ball, check_choice, check_int, check_positive, shown
 from ..input_gradient import GradientSession, InputGradient
 from ..noise import NoiseStream
 from . import _figures

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .._atomic_file import atomic_file
+from .._support.atomic_file import atomic_file
 from . import _figures
 
 if TYPE_CHECKING:

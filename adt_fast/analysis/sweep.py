@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._atomic_file import atomic_file
-from .._checks import check_finite, check_int
+from .._runs.folder import RunFolder
+from .._support.atomic_file import atomic_file
+from .._support.checks import check_finite, check_int
 from ..attacks import EXP, EXPAM, PGD
 from ..config import TrainConfig
 from ..evaluation import evaluate_accuracy
@@ -19,7 +20,6 @@ from ..experiment import TrainingRun
 from ..input_gradient import FLOAT32
 from ..methods import create_method, exp_am, method_names, method_spec
 from ..noise import NoiseStream
-from ..run_folder import RunFolder
 from . import _figures
 from .entropy import distribution_entropy
 from .result import AnalysisResult

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_ball, check_int
+from .._support.checks import check_ball, check_int
+from .._support.model_state import check_model, model_mode
 from ..attacks import MIM, PGD, Attack
 from ..evaluation.batches import Batches
-from ..model_state import check_model, model_mode
 from ..noise import NoiseStream
 from . import _figures
 from ._batches import shown_batches

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_positive
+from .._support.checks import check_positive
 from ..losses import PerExampleLoss, RelativeLoss
 
 

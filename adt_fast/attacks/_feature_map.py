@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from .._checks import check_bool, check_choice
-from .._suggest import unknown_name_message
-from ..model_state import ModelMode, model_mode
+from .._support.checks import check_bool, check_choice
+from .._support.model_state import ModelMode, model_mode
+from .._support.suggest import unknown_name_message
 
 Features = Literal["pre-pool", "post-pool"]
 """The feature map before the global average pooling, or the average."""

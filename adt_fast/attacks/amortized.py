@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from .._checks import check_choice, check_finite, check_int
-from .._layout import preferred_layout, samples_with_layout, with_layout
+from .._support.checks import check_choice, check_finite, check_int
+from .._support.layout import preferred_layout, samples_with_layout, with_layout
+from .._support.model_state import check_model, model_mode
 from ..input_gradient import GradientSession
-from ..model_state import check_model, model_mode
 from ._ball import symmetric_uniform
 from ._checks import check_start
 from .base import Attack

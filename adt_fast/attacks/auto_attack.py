@@ -7,10 +7,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .._batch_check import BatchCheck
-from .._checks import check_ball, check_choice, check_int
-from .._random_state import kept_random_state
-from ..model_state import check_model, frozen_parameters, model_mode, unwrap
+from .._support.batch_check import BatchCheck
+from .._support.checks import check_ball, check_choice, check_int
+from .._support.model_state import check_model, frozen_parameters, model_mode, unwrap
+from .._support.random_state import kept_random_state
 from ._ball import Norm, confine
 
 Version = Literal["standard", "plus", "rand"]

@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .._batch_check import BatchCheck
-from .._checks import check_ball, check_choice, check_int
+from .._support.batch_check import BatchCheck
+from .._support.checks import check_ball, check_choice, check_int
+from .._support.model_state import ModelMode, device_of
 from ..batch_share import BatchShare
 from ..input_gradient import FLOAT32, EngineOptions, GradientSession, InputGradient, Loop
 from ..losses import PerExampleLoss, RelativeLoss, cross_entropy, towards
-from ..model_state import ModelMode, device_of
 from ..noise import NoiseStream, seeded_by_torch
 from ._ball import Norm, confine
 

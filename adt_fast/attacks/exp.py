@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from .._checks import check_finite, check_int
-from .._layout import preferred_layout, samples_with_layout, with_layout
-from .._tensor_checks import check_samples
+from .._support.checks import check_finite, check_int
+from .._support.layout import preferred_layout, samples_with_layout, with_layout
+from .._support.tensor_checks import check_samples
 from ..input_gradient import GradientSession
 from ._checks import check_step_size
 from .base import Attack, repeated

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from .._batch_check import BatchCheck
-from .._checks import check_int
-from .._layout import preferred_layout, with_layout
+from .._support.batch_check import BatchCheck
+from .._support.checks import check_int
+from .._support.layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession, InputGradient
 from ..losses import RelativeLoss
 from ._ball import linf_start, symmetric_uniform

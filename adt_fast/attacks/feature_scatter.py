@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from .._checks import check_int, check_not_negative, check_positive
-from .._layout import preferred_layout, with_layout
+from .._support.checks import check_int, check_not_negative, check_positive
+from .._support.layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
 from ._ball import linf_start
 from ._checks import check_step_size

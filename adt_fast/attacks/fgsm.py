@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._layout import preferred_layout, with_layout
+from .._support.layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
 from ._checks import check_start
 from .base import Attack, Target

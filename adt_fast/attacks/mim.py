@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._checks import check_int, check_not_negative
-from .._layout import preferred_layout, with_layout
+from .._support.checks import check_int, check_not_negative
+from .._support.layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
 from ._checks import check_start, check_step_size
 from .base import Attack

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._checks import check_choice, check_int
-from .._layout import preferred_layout, with_layout
+from .._support.checks import check_choice, check_int
+from .._support.layout import preferred_layout, with_layout
 from ..input_gradient import GradientSession
 from ..losses import Margin
 from ._ball import Norm, l2_start, linf_start

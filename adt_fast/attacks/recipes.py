@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from .._checks import check_bool, check_choice, check_finite, check_int, check_not_negative
-from .._option_text import parse_options
+from .._support.checks import check_bool, check_choice, check_finite, check_int, check_not_negative
+from .._support.option_text import parse_options
 
 EntropyReduction = Literal["mean", "sum"]
 Objective = Literal["sum_of_batch_means", "mean_per_example"]

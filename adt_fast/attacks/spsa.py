@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._checks import check_bool, check_int, check_positive
-from .._layout import preferred_layout, with_layout
+from .._support.checks import check_bool, check_int, check_positive
+from .._support.layout import preferred_layout, with_layout
 from ..input_gradient import FLOAT32, EngineOptions, GradientSession
 from ..losses import Margin, PerExampleLoss
 from ..noise import MAX_SAMPLES

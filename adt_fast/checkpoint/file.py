@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .._atomic_file import atomic_file
+from .._support.atomic_file import atomic_file
 from ..checkpoint_layouts import is_torch_file
 
 FORMAT_VERSION = 1

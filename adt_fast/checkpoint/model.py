@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import LONGEST_REASON
+from .._support.checks import LONGEST_REASON
+from .._support.model_state import check_model
 from ..checkpoint_layouts import UnknownCheckpoint, from_foreign, read_file
-from ..model_state import check_model
 from ..models import create_model
 from .file import CheckpointError, check_metadata, digest, is_foreign, parse, save_checkpoint
 

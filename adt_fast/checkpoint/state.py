@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .._checks import LONGEST_REASON
+from .._support.checks import LONGEST_REASON
 from .file import CheckpointError, load_checkpoint
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .._checks import check_choice
-from .._suggest import unknown_name_message
+from .._support.checks import check_choice
+from .._support.suggest import unknown_name_message
 from .layouts import DEFAULTS, LAYOUTS, WRN, Layout
 
 Normalization = Literal["keep", "drop"]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_choice
-from .._tensor_checks import COMPUTE_DTYPES, HALF_DTYPES
+from .._support.checks import check_choice
+from .._support.tensor_checks import COMPUTE_DTYPES, HALF_DTYPES
 from ..models import create_model
 from ..models.normalize import normalization
 from .find import Found, find_network

@@ -10,12 +10,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from .._arguments import Folder, default_is
+from .._runs.folder import RunFolder, check_new
+from .._runs.trained_model import TrainedModel
+from .._settings.arguments import Folder, default_is
 from ..analysis import AnalysisResult
 from ..config import TrainedModelsConfig
 from ..data import BatchLoader, ImageData
-from ..run_folder import RunFolder, check_new
-from ..trained_model import TrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def trained_models(config: TrainedModelsConfig) -> dict[str, TrainedModel]:
 
     Raises:
         ValueError: if they were trained on different data, or in different balls, and none was given; and what
-            :class:`adt_fast.trained_model.TrainedModel` raises.
+            :class:`adt_fast._runs.trained_model.TrainedModel` raises.
         OSError, ImportError: see there.
     """
     models = {name: TrainedModel(one) for name, one in config.each().items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from .._arguments import Integer, Number, argument
+from .._settings.arguments import Integer, Number, argument
 from ..analysis import exp_convergence
 from ..config import TrainedModelsConfig
 from ..evaluation.table import aligned

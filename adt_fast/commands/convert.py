@@ -11,8 +11,8 @@ import torch
 import tyro
 from torch import nn
 
-from .._arguments import Text, argument, default_is
-from .._option_text import parse_number
+from .._settings.arguments import Text, argument, default_is
+from .._support.option_text import parse_number
 from ..checkpoint import load_model
 from ..checkpoint_conversion import Conversion, convert_checkpoint
 from .command import CommandFailed, begun

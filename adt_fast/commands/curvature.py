@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from .._arguments import Integer, Number
+from .._runs.trained_model import TrainedModel
+from .._settings.arguments import Integer, Number
 from ..analysis import hessian_curvature
 from ..analysis.curvature import Reduction, Solver
 from ..config import TrainedModelConfig
-from ..trained_model import TrainedModel
 from ._analysis import Output, as_batch
 from .command import CommandFailed, begun
 

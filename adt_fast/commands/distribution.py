@@ -7,19 +7,19 @@ from typing import Annotated, Any
 
 import tyro
 
-from .._arguments import Integer, Number, argument, default_is
-from .._checks import check_choice, check_int
+from .._runs.folder import maximizer_of
+from .._runs.trained_model import TrainedModel
+from .._settings.arguments import Integer, Number, argument, default_is
+from .._settings.method_options import METHOD_OPTIONS
+from .._support.checks import check_choice, check_int
 from ..analysis import DistributionPicture, learned_distribution, sweep_methods
 from ..attacks import EXP, EXPAM
 from ..config import TrainedModelConfig
 from ..data import class_names
 from ..evaluation.table import aligned
 from ..input_gradient import FLOAT32
-from ..method_options import METHOD_OPTIONS
 from ..methods import create_method, method_spec
 from ..noise import NoiseStream
-from ..run_folder import maximizer_of
-from ..trained_model import TrainedModel
 from ._analysis import Output, as_batch, check_linf
 from .command import begun
 

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import tyro
 
-from .._arguments import Folder, Integer, Number, argument, default_is
+from .._runs.folder import name_by_time
+from .._settings.arguments import Folder, Integer, Number, argument, default_is
 from ..analysis import EntropyPoint, entropy_sweep, sweep_methods
 from ..analysis.sweep import ENTROPY_WEIGHTS
 from ..config import TrainConfig
-from ..run_folder import name_by_time
 from ._analysis import print_saved
 from .command import begun, train_config
 

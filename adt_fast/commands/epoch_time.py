@@ -9,12 +9,12 @@ from typing import Annotated
 import torch
 import tyro
 
-from .._arguments import Folder, Integer, argument, default_is
+from .._runs.machine import device_name
+from .._settings.arguments import Folder, Integer, argument, default_is
 from ..analysis import epoch_times
 from ..analysis.epoch_time import FIGURE_6_METHODS
 from ..config import TrainConfig
 from ..evaluation.table import aligned
-from ..machine import device_name
 from ._analysis import Output
 from .command import begun, train_config
 

@@ -11,17 +11,17 @@ from typing import Annotated
 import tyro
 from torch import nn
 
-from .._arguments import Folder, argument, default_is
-from .._folder_lock import FolderLock
+from .._runs.folder import checkpoint_of
+from .._runs.folder_lock import FolderLock
+from .._runs.generator_attacks import fitted_attack, generator_options, is_generator_attack
+from .._runs.trained_model import TrainedModel
+from .._settings.arguments import Folder, argument, default_is
 from ..checkpoint import load_model
 from ..config import TrainedModelConfig
 from ..evaluation import AttackLike, RobustReport, accuracy_table, create_attack, evaluate, split_attack_names
 from ..evaluation.outcomes import check_state
 from ..experiment import CLOSING_ATTACKS
-from ..generator_attacks import fitted_attack, generator_options, is_generator_attack
 from ..input_gradient import EngineOptions, Precision
-from ..run_folder import checkpoint_of
-from ..trained_model import TrainedModel
 from .command import begun
 
 _STATE_NAME = "state.safetensors"

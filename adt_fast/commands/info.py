@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .._native import build_info
+from .._operators.native import build_info
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import tyro
 
-from .._arguments import Integer, Number, default_is
-from .._checks import check_int
+from .._runs.trained_model import TrainedModel
+from .._settings.arguments import Integer, Number, default_is
+from .._support.checks import check_int
 from ..analysis import loss_landscape
 from ..analysis.landscape import Direction
 from ..config import TrainedModelConfig
 from ..evaluation.table import aligned
-from ..trained_model import TrainedModel
 from ._analysis import Output, as_batch, check_linf
 from .command import begun
 

@@ -14,9 +14,9 @@ import tyro
 import yaml
 from tqdm import tqdm
 
-from .._arguments import Number, argument, default_is
+from .._settings.arguments import Number, argument, default_is
+from .._support.devices import resolve_device
 from ..config import TrainConfig
-from ..devices import resolve_device
 from ..evaluation import accuracy_table
 from ..experiment import DEFAULT_SAVE_EVERY, TrainingRun
 from ..processes import Processes, local_device

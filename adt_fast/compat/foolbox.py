@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import attacks
-from ..model_state import model_mode
+from .._support.model_state import model_mode
 
 __all__ = ["FGSM", "LinfPGD", "L2PGD", "LinfMomentumIterativeFastGradientMethod"]  # noqa: RUF022
 

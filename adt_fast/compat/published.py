@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .._support.model_state import device_of, unwrap
 from ..attacks import EXP
 from ..input_gradient import EngineOptions
-from ..model_state import device_of, unwrap
 from ..noise import NoiseStream, seeded_by_torch
 
 # A script calls once a minibatch: what a maximizer prepares is kept as long as the optimizer lives.

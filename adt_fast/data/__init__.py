@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .._checks import check_bool
-from .._suggest import unknown_name_message
+from .._support.checks import check_bool
+from .._support.suggest import unknown_name_message
 from .cifar import load_cifar10, load_cifar100
 from .class_names import class_names
 from .digits import load_digits

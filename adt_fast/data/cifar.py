@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._checks import LONGEST_REASON
+from .._support.checks import LONGEST_REASON
 from .download import check_md5, download_file
 from .images import DataError, ImageData
 from .restricted_pickle import load_dict

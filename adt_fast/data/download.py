@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .._atomic_file import atomic_file
+from .._support.atomic_file import atomic_file
 from .images import DataError
 
 _CHUNK_BYTES = 1 << 20

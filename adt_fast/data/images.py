@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .._checks import check_finite, check_int
+from .._support.checks import check_finite, check_int
 from .split import stratified_choice
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_bool, check_finite, check_int
+from .._support.checks import check_bool, check_finite, check_int
 from . import augment
 from .images import ImageData
 from .sampling import Sampler, generator_of

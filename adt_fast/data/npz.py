@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from .._checks import LONGEST_REASON, shown
+from .._support.checks import LONGEST_REASON, shown
 from .images import DataError, ImageData, check_limit
 
 _CHUNK_BYTES = 1 << 24

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import LONGEST_REASON
+from .._support.checks import LONGEST_REASON
 
 # A published file holds a handful of tuples (shapes and states). Hashing one that is nested a million times overflows
 # the stack of Python itself.

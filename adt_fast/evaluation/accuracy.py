@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .._checks import check_int
-from .._state_checks import check_keys
-from ..model_state import check_model, device_of, model_mode
+from .._support.checks import check_int
+from .._support.model_state import check_model, device_of, model_mode
+from .._support.state_checks import check_keys
 from .batches import Batches, checked_batches, in_batches
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._batch_check import BatchCheck
+from .._support.batch_check import BatchCheck
+from .._support.model_state import device_of
 from ..data import BatchLoader, ImageData
-from ..model_state import device_of
 
 Batches = ImageData | Iterable[tuple[Tensor, Tensor]]
 """An :class:`adt_fast.data.ImageData`, or batches (images, labels) such as a DataLoader gives."""

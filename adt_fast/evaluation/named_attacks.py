@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._option_text import parse_options
-from .._suggest import unknown_name_message
+from .._support.option_text import parse_options
+from .._support.suggest import unknown_name_message
 from ..attacks import CW, EXP, FGSM, MIM, PGD, SPSA, AutoAttack, FeatureAttack, Norm, Transfer, exp_recipe
 from ..input_gradient import FLOAT32, EngineOptions
 from ..noise import NoiseStream

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._atomic_file import atomic_file
+from .._support.atomic_file import atomic_file
 from .accuracy import Accuracy
 from .outcomes import NOT_ATTACKED, RIGHT, WRONG
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import __version__
-from .._checks import check_ball, check_bool, check_choice, check_int
-from .._random_state import kept_random_state
+from .._support.checks import check_ball, check_bool, check_choice, check_int
+from .._support.model_state import check_model, device_of, model_mode, unwrap
+from .._support.random_state import kept_random_state
 from ..attacks import Norm
 from ..attacks._ball import confine
 from ..data import ImageData
 from ..input_gradient import FLOAT32, EngineOptions
-from ..model_state import check_model, device_of, model_mode, unwrap
 from ..noise import NoiseStream
 from ..processes import Processes
 from .batches import Batches, checked_batches, checked_pair, in_batches

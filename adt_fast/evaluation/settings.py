@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from .._support.model_state import unwrap
 from ..attacks import AmortizedAttack, Attack
 from ..checkpoint import digest_of_model
-from ..model_state import unwrap
 from .named_attacks import AttackLike
 
 

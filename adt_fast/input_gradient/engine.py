@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_finite, check_int, check_not_negative, dtype_name
-from .._state_checks import check_keys
-from .._tensor_checks import HALF_DTYPES
+from .._support.checks import check_finite, check_int, check_not_negative, dtype_name
+from .._support.model_state import ModelMode, check_mode, check_model, frozen_parameters, model_mode, unwrap
+from .._support.state_checks import check_keys
+from .._support.tensor_checks import HALF_DTYPES
 from ..losses import PerExampleLoss, RelativeLoss, cross_entropy
-from ..model_state import ModelMode, check_mode, check_model, frozen_parameters, model_mode, unwrap
 from .chunking import activation_bytes, automatic_chunk
 from .graph import LoopGraphs
 from .guard import PrecisionGuard

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_int, dtype_name, shown
-from .._state_checks import check_keys
+from .._support.checks import check_int, dtype_name, shown
+from .._support.state_checks import check_keys
 from .options import EngineOptions
 
 

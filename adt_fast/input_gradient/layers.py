@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .. import _winograd, ops
+from .. import ops
+from .._operators import winograd
 from ..models.sync_batch_norm import BATCH_NORMS
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -111,15 +112,15 @@ class WinogradConvolution(nn.Module):
         self.relu = relu
         self.channels = (convolution.in_channels, convolution.out_channels)
         weight = convolution.weight.detach()
-        self.register_buffer("forward_weights", _winograd.transform_weights(weight))
-        self.register_buffer("backward_weights", _winograd.transform_weights(weight, transposed=True))
+        self.register_buffer("forward_weights", winograd.transform_weights(weight))
+        self.register_buffer("backward_weights", winograd.transform_weights(weight, transposed=True))
         self.register_buffer("bias", weight.new_zeros(convolution.out_channels))
 
     @staticmethod
     def can_be(convolution: nn.Module) -> bool:
         """Whether it computes the same as this convolution, and faster: with few channels there is little to save."""
         return (
-            _winograd.supported()
+            winograd.supported()
             and isinstance(convolution, nn.Conv2d)
             and convolution.weight.device.type == "cpu"
             and convolution.weight.dtype == torch.float32
@@ -132,8 +133,8 @@ class WinogradConvolution(nn.Module):
 
     def load(self, original: _ConvNd, scale: Tensor | None, shift: Tensor | None) -> None:
         weight, bias = folded_weights(original, scale, shift)
-        self.forward_weights.copy_(_winograd.transform_weights(weight))
-        self.backward_weights.copy_(_winograd.transform_weights(weight, transposed=True))
+        self.forward_weights.copy_(winograd.transform_weights(weight))
+        self.backward_weights.copy_(winograd.transform_weights(weight, transposed=True))
         if bias is not None:
             self.bias.copy_(bias)
 
@@ -155,7 +156,7 @@ class _WinogradFunction(torch.autograd.Function):
         channels: tuple[int, int], relu: bool,
     ) -> Tensor:  # fmt: skip
         ctx.in_channels, out_channels = channels
-        out = _winograd.conv3x3(x, forward_weights, out_channels, bias, relu)
+        out = winograd.conv3x3(x, forward_weights, out_channels, bias, relu)
         ctx.save_for_backward(backward_weights, *([out] if relu else []))
         return out
 
@@ -165,7 +166,7 @@ class _WinogradFunction(torch.autograd.Function):
         backward_weights, *outs = ctx.saved_tensors
         for out in outs:  # of the ReLU
             grad = torch.ops.aten.threshold_backward(grad, out, 0)
-        return _winograd.conv3x3(grad, backward_weights, ctx.in_channels), None, None, None, None, None
+        return winograd.conv3x3(grad, backward_weights, ctx.in_channels), None, None, None, None, None
 
 
 class Float32Linear(nn.Linear):

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from .._checks import check_bool, check_choice, check_finite, check_int, check_positive
+from .._support.checks import check_bool, check_choice, check_finite, check_int, check_positive
 
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 """See :class:`EngineOptions`."""

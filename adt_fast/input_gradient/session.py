@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .._layout import preferred_layout
-from .._tensor_checks import HALF_DTYPES
+from .._support.layout import preferred_layout
+from .._support.tensor_checks import HALF_DTYPES
 from ..losses import PerExampleLoss
 from .twin import AttackTwin
 

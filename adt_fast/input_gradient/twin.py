@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._layout import to_channels_last
+from .._support.layout import to_channels_last
 from .fusion import affine_maps, fuse
 from .layers import CONVOLUTIONS, FUSED, KEEPS_PRECISION, ChannelAffine, WinogradConvolution
 

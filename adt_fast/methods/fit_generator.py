@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .._batch_check import BatchCheck, pairs
-from .._checks import check_int
+from .._support.batch_check import BatchCheck, pairs
+from .._support.checks import check_int
+from .._support.model_state import device_of, frozen_parameters, model_mode
 from ..attacks import AmortizedAttack
 from ..losses import cross_entropy
-from ..model_state import device_of, frozen_parameters, model_mode
 from .joint import JointTraining
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._layout import to_channels_last
-from .._tensor_checks import COMPUTE_DTYPES
+from .._support.layout import to_channels_last
+from .._support.model_state import device_of
+from .._support.tensor_checks import COMPUTE_DTYPES
 from ..attacks import EXPAM, IMPAM, L2L, ExpAmRecipe, ImpAmRecipe, exp_am_recipe, imp_am_recipe
 from ..attacks.recipes import GradientScale, RecipeName
-from ..model_state import device_of
 from ..models import PerturbationGenerator, VariationalEncoder
 
 ImageShape = tuple[int, int, int]

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .._checks import check_positive
-from .._optimizer_state import load_optimizer_state
-from .._state_checks import check_keys, check_network_state, check_optimizer_state
+from .._support.checks import check_positive
+from .._support.optimizer_state import load_optimizer_state
+from .._support.state_checks import check_keys, check_network_state, check_optimizer_state
 from ..attacks import AmortizedAttack
 from ..checkpoint import CheckpointError, load_state, pack_state, save_checkpoint
 from ..processes import average_

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import check_bool, check_finite, check_not_negative
+from .._support.checks import check_bool, check_finite, check_not_negative
 
 
 class OuterResult(NamedTuple):

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from .._checks import check_ball
-from .._suggest import unknown_name_message
+from .._support.checks import check_ball
+from .._support.model_state import ModelMode, check_mode, check_model
+from .._support.suggest import unknown_name_message
 from ..attacks import EXP, FGSM, PGD, FeatureScatter
 from ..input_gradient import EngineOptions
 from ..losses import KLFromNatural
-from ..model_state import ModelMode, check_mode, check_model
 from ..noise import NoiseStream
 from .generators import ImageShape, exp_am, imp_am, l2l
 from .joint import JointTraining

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .._suggest import unknown_name_message
+from .._support.suggest import unknown_name_message
 from .encoder import VariationalEncoder
 from .generator import PerturbationGenerator
 from .normalize import Normalize

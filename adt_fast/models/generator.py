@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import check_bool, check_int
+from .._support.checks import check_bool, check_int
 from ._common import check_sizes, conv3x3
 
 

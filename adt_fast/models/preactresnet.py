@@ -8,7 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import check_choice
+from .._support.checks import check_choice
 from ._common import check_sizes, conv3x3, initialize
 from .normalize import normalization
 

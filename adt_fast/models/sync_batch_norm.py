@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..model_state import device_of
+from .._support.model_state import device_of
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):

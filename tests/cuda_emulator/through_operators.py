@@ -17,7 +17,8 @@ import layouts
 import torch
 from compare import CPU_DEVICE, EMULATED_DEVICE, load
 
-from adt_fast import _launch, _native, ops
+from adt_fast import ops
+from adt_fast._operators import launch, native
 from adt_fast.noise import NoiseStream
 
 SHAPES = ((3,), (2, 7), (2, 3, 5), (2, 3, 4, 4), (2, 3, 5, 3), (1, 5, 2, 2), (2, 3, 2, 2, 3), (1, 1, 1, 1, 1))
@@ -35,18 +36,18 @@ Tensors = dict[str, torch.Tensor]
 
 def use_device(device: int) -> None:
     """Makes CPU tensors run on the CPU's kernels or on the emulated ones, which need room for partial sums."""
-    _native.target = lambda _: (device, 0, 1)
-    _launch._density_buffers = _density_buffers if device == EMULATED_DEVICE else cpu_density_buffers
+    native.target = lambda _: (device, 0, 1)
+    launch._density_buffers = _density_buffers if device == EMULATED_DEVICE else cpu_density_buffers
 
 
 def _density_buffers(like: torch.Tensor, samples: int, shape: tuple, density: bool) -> tuple:
     if not density:
         return None, None
     rows = (samples, like.shape[0])
-    return like.new_empty(rows), like.new_empty(*rows, _native.module.density_partials(shape))
+    return like.new_empty(rows), like.new_empty(*rows, native.module.density_partials(shape))
 
 
-cpu_density_buffers = _launch._density_buffers
+cpu_density_buffers = launch._density_buffers
 
 
 def sample(x: torch.Tensor, storage: torch.dtype, log_offset: float = 0.0) -> Tensors:
@@ -134,7 +135,7 @@ def inputs() -> Iterator[tuple[torch.Tensor, torch.dtype]]:
 
 
 def main() -> None:
-    _native.module = load(sys.argv[1])
+    native.module = load(sys.argv[1])
     count = 0
     for order in ("forward", "reverse"):
         os.environ["ADT_EMULATED_ORDER"] = order

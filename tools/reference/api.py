@@ -18,11 +18,7 @@ import adt_fast
 
 from .docstrings import as_prose, defined_names, documented_names, first_paragraph
 
-INTERNAL = frozenset({
-    "cli", "commands",  # docs/options.md
-    "dataset_defaults", "devices", "fit_progress", "generator_attacks", "machine", "method_options", "model_state",
-    "run_checkpoint", "run_data", "run_folder", "run_found", "run_trainer", "trained_model", "training_options",
-})  # fmt: skip
+INTERNAL = frozenset({"cli", "commands"})  # docs/options.md
 """Modules of adt_fast that are for its own use; so are those whose names begin with an underscore."""
 
 _BELOW = ("adt_fast.compat.foolbox", "adt_fast.compat.torchattacks")

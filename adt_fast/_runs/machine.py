@@ -14,9 +14,9 @@ import numpy
 import safetensors
 import torch
 
-from . import __version__
-from ._native import build_info
-from ._utc import utc_now
+from .. import __version__
+from .._operators.native import build_info
+from .._support.utc import utc_now
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

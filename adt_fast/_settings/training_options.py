@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from ._arguments import Boolean, Integer, Number, Text, argument, default_is
-from ._checks import check_bool, check_fraction, check_int, check_positive
+from .._support.checks import check_bool, check_fraction, check_int, check_positive
+from .arguments import Boolean, Integer, Number, Text, argument, default_is
 from .dataset_defaults import by_dataset
 
 DEFAULT_VALIDATION_ATTACK = "pgd-10"

@@ -9,9 +9,9 @@ import math
 
 import torch
 
-from ._checks import check_int, dtype_name
-from ._layout import channels_and_pixels, layout_of
-from .noise import MAX_BLOCKS, MAX_EXAMPLES, MAX_OFFSET, MAX_SAMPLES
+from ..noise import MAX_BLOCKS, MAX_EXAMPLES, MAX_OFFSET, MAX_SAMPLES
+from .checks import check_int, dtype_name
+from .layout import channels_and_pixels, layout_of
 
 COMPUTE_DTYPES = (torch.float32, torch.float64)
 HALF_DTYPES = (torch.bfloat16, torch.float16)

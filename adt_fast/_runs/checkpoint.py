@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ._atomic_file import sync_folder
-from .checkpoint import CheckpointError, load_state, pack_state, save_checkpoint
+from .._support.atomic_file import sync_folder
+from ..checkpoint import CheckpointError, load_state, pack_state, save_checkpoint
 from .machine import versions
 
 _ENTRY = "training_run"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ._commit import commit
+from .._commit import commit
 
 BACKEND_VARIABLE = "ADT_FAST_BACKEND"
 INSTRUCTION_SET_VARIABLE = "ADT_FAST_CPU_ISA"
@@ -31,7 +31,7 @@ def _load() -> tuple[ModuleType | None, str]:
     if backend == "reference":
         return None, f"{BACKEND_VARIABLE}=reference is set"
     try:
-        from . import _C
+        from .. import _C
     except ImportError as error:
         reason = f"{type(error).__name__}: {error}"
         warnings.warn(
@@ -51,7 +51,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 if TYPE_CHECKING:  # whether the module is there, :func:`runs_on` tells; calls are checked against _C.pyi
-    from . import _C
+    from .. import _C
 
     module = _C
 
@@ -90,7 +90,7 @@ def build_info() -> dict[str, Any]:
         - ``cuda_devices``: names and compute capabilities of the GPUs that torch sees.
         - ``cuda_off_because``: why GPU kernels are not in use, or ``""``.
     """
-    from . import __version__
+    from .. import __version__
 
     info: dict[str, Any] = {
         "version": __version__,

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from . import _native, reference
-from ._layout import channels_and_pixels, empty_samples, preferred_layout, samples_with_layout, with_layout
+from .. import reference
+from .._support.layout import channels_and_pixels, empty_samples, preferred_layout, samples_with_layout, with_layout
+from . import native
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _density_buffers(
     out = like.new_empty(samples, like.shape[0])
     if like.device.type == "cpu":
         return out, None
-    return out, like.new_empty(samples, like.shape[0], _native.module.density_partials(shape))
+    return out, like.new_empty(samples, like.shape[0], native.module.density_partials(shape))
 
 
 def sample(
@@ -91,7 +92,7 @@ def sample(
     """Returns x_adv [k, *x.shape] in x's layout, and -log p [k, B] or None."""
     layout = preferred_layout(x)
     x, mu, rho = (with_layout(tensor, layout) for tensor in (x, mu, rho))
-    if not _native.runs_on(x.device):
+    if not native.runs_on(x.device):
         x_adv, neg_log_density = reference.tanh_gaussian_sample(
             x, mu, rho, draw.noise, samples=samples, dtype=dtype, density=density, log_offset=log_offset,
             **draw.options(), **vars(ball),
@@ -100,8 +101,8 @@ def sample(
     shape = _shape(x, layout)
     x_adv = empty_samples(x, samples, layout, dtype)
     neg_log_density, partials = _density_buffers(x, samples, shape, density)
-    _native.module.tanh_gaussian_sample(
-        _native.target(x.device), _native.DTYPE_CODES[x.dtype], _native.DTYPE_CODES[dtype], shape, ball.as_tuple(),
+    native.module.tanh_gaussian_sample(
+        native.target(x.device), native.DTYPE_CODES[x.dtype], native.DTYPE_CODES[dtype], shape, ball.as_tuple(),
         draw.as_tuple(), samples, float(log_offset), x.data_ptr(), mu.data_ptr(), rho.data_ptr(), x_adv.data_ptr(),
         _address(neg_log_density), _address(partials),
     )
@@ -120,7 +121,7 @@ def sample_backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients of x, mu and rho; None for those not needed."""
-    if not _native.runs_on(x.device):
+    if not native.runs_on(x.device):
         return _reference_sample_backward(grad_x_adv, grad_neg_log_density, x, mu, rho, draw, ball, log_offset, needs)
     layout = preferred_layout(x)
     grad_x_adv = samples_with_layout(grad_x_adv, layout)
@@ -128,8 +129,8 @@ def sample_backward(
     if grad_neg_log_density is not None:
         grad_neg_log_density = grad_neg_log_density.contiguous()
     grads = tuple(torch.empty_like(x, memory_format=layout) if need else None for need in needs)
-    _native.module.tanh_gaussian_sample_backward(
-        _native.target(x.device), _native.DTYPE_CODES[x.dtype], _native.DTYPE_CODES[grad_x_adv.dtype],
+    native.module.tanh_gaussian_sample_backward(
+        native.target(x.device), native.DTYPE_CODES[x.dtype], native.DTYPE_CODES[grad_x_adv.dtype],
         _shape(x, layout), ball.as_tuple(), draw.as_tuple(), grad_x_adv.shape[0], float(log_offset),
         grad_x_adv.data_ptr(), _address(grad_neg_log_density), x.data_ptr(), mu.data_ptr(), rho.data_ptr(),
         *map(_address, grads),
@@ -177,7 +178,7 @@ def ascent(
     """Steps (mu, rho) in place; with ``next_draw``, also draws the next k samples and returns them."""
     layout = preferred_layout(mu)
     grad_x_adv, x = samples_with_layout(grad_x_adv, layout), with_layout(x, layout)
-    if not _native.runs_on(mu.device):
+    if not native.runs_on(mu.device):
         return _reference_ascent(mu, rho, grad_x_adv, x, draw, ball, step, accumulated, next_draw, density, out)
     samples, shape, x_adv = grad_x_adv.shape[0], _shape(mu, layout), out
     neg_log_density = partials = None
@@ -185,8 +186,8 @@ def ascent(
         x_adv = empty_samples(mu, samples, layout, grad_x_adv.dtype) if out is None else out
         neg_log_density, partials = _density_buffers(mu, samples, shape, density)
     accumulated_mu, accumulated_rho = accumulated or (None, None)
-    _native.module.tanh_gaussian_ascent(
-        _native.target(mu.device), _native.DTYPE_CODES[mu.dtype], _native.DTYPE_CODES[grad_x_adv.dtype], shape,
+    native.module.tanh_gaussian_ascent(
+        native.target(mu.device), native.DTYPE_CODES[mu.dtype], native.DTYPE_CODES[grad_x_adv.dtype], shape,
         ball.as_tuple(), draw.as_tuple(), samples, int(step.update == "sign"), float(step.step_size),
         float(step.grad_scale), float(step.entropy_weight), float(step.log_offset), grad_x_adv.data_ptr(),
         x.data_ptr(), mu.data_ptr(), rho.data_ptr(), _address(accumulated_mu), _address(accumulated_rho),
@@ -232,15 +233,15 @@ def projected_step(
     """``kind`` is linf_step, l2_step or momentum_linf_step; x_adv (and momentum) change in place."""
     layout = preferred_layout(x_adv)
     grad, x = with_layout(grad, layout), with_layout(x, layout)
-    if not _native.runs_on(x.device):
+    if not native.runs_on(x.device):
         buffers = (x_adv,) if momentum is None else (x_adv, momentum)
         options = {} if momentum is None else {"decay": decay}
         with torch.no_grad():
             getattr(reference, kind + "_")(*buffers, grad, x, step_size=step_size, **options, **vars(ball))
         return
-    codes = _native.DTYPE_CODES
-    getattr(_native.module, kind)(
-        _native.target(x.device), codes[x.dtype], codes[x_adv.dtype], codes[grad.dtype], _shape(x, layout),
+    codes = native.DTYPE_CODES
+    getattr(native.module, kind)(
+        native.target(x.device), codes[x.dtype], codes[x_adv.dtype], codes[grad.dtype], _shape(x, layout),
         ball.as_tuple(), float(step_size), *(() if momentum is None else (float(decay),)), grad.data_ptr(),
         x.data_ptr(), x_adv.data_ptr(), *(() if momentum is None else (momentum.data_ptr(),)),
     )
@@ -251,12 +252,12 @@ def uniform_start(x_adv: torch.Tensor, x: torch.Tensor, draw: Draw, ball: Ball) 
     """Fills x_adv in place."""
     layout = preferred_layout(x_adv)
     x = with_layout(x, layout)
-    if not _native.runs_on(x.device):
+    if not native.runs_on(x.device):
         with torch.no_grad():
             reference.uniform_start_(x_adv, x, draw.noise, **draw.options(), **vars(ball))
         return
-    _native.module.uniform_start(
-        _native.target(x.device), _native.DTYPE_CODES[x.dtype], _native.DTYPE_CODES[x_adv.dtype], _shape(x, layout),
+    native.module.uniform_start(
+        native.target(x.device), native.DTYPE_CODES[x.dtype], native.DTYPE_CODES[x_adv.dtype], _shape(x, layout),
         ball.as_tuple(), draw.as_tuple(), x.data_ptr(), x_adv.data_ptr(),
     )
     mark_written(x_adv)
@@ -265,11 +266,11 @@ def uniform_start(x_adv: torch.Tensor, x: torch.Tensor, draw: Draw, ball: Ball) 
 def normal(like: torch.Tensor, draw: Draw, samples: int) -> torch.Tensor:
     """The normals [k, *like.shape], in like's layout."""
     layout = preferred_layout(like)
-    if not _native.runs_on(like.device):
+    if not native.runs_on(like.device):
         return samples_with_layout(reference.normal(like, draw.noise, samples=samples, **draw.options()), layout)
     out = empty_samples(like, samples, layout, like.dtype)
-    _native.module.normal(
-        _native.target(like.device), _native.DTYPE_CODES[like.dtype], _shape(like, layout), draw.as_tuple(), samples,
+    native.module.normal(
+        native.target(like.device), native.DTYPE_CODES[like.dtype], _shape(like, layout), draw.as_tuple(), samples,
         out.data_ptr(),
     )
     return out
@@ -279,11 +280,11 @@ def affine_relu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, relu:
     """Returns y like x, in x's layout."""
     layout = preferred_layout(x)
     x, scale, shift = with_layout(x, layout), scale.contiguous(), shift.contiguous()
-    if not _native.runs_on(x.device):
+    if not native.runs_on(x.device):
         return with_layout(reference.affine_relu(x, scale, shift, relu=relu), layout)
     y = torch.empty_like(x, memory_format=layout)
-    _native.module.affine_relu(
-        _native.target(x.device), _native.DTYPE_CODES[scale.dtype], _native.DTYPE_CODES[x.dtype],
+    native.module.affine_relu(
+        native.target(x.device), native.DTYPE_CODES[scale.dtype], native.DTYPE_CODES[x.dtype],
         _channel_shape(x, layout), relu, x.data_ptr(), scale.data_ptr(), shift.data_ptr(), y.data_ptr(),
     )
     return y
@@ -293,11 +294,11 @@ def affine_relu_backward(grad_y: torch.Tensor, y: torch.Tensor | None, scale: to
     """The gradient of x, in the layout of y; of grad_y without ReLU, when y is None."""
     layout = preferred_layout(grad_y if y is None else y)
     grad_y, scale = with_layout(grad_y, layout), scale.contiguous()
-    if not _native.runs_on(grad_y.device):
+    if not native.runs_on(grad_y.device):
         return with_layout(reference.affine_relu_backward(grad_y, y, scale), layout)
     grad_x = torch.empty_like(grad_y, memory_format=layout)
-    _native.module.affine_relu_backward(
-        _native.target(grad_y.device), _native.DTYPE_CODES[scale.dtype], _native.DTYPE_CODES[grad_y.dtype],
+    native.module.affine_relu_backward(
+        native.target(grad_y.device), native.DTYPE_CODES[scale.dtype], native.DTYPE_CODES[grad_y.dtype],
         _channel_shape(grad_y, layout), grad_y.data_ptr(), _address(y), scale.data_ptr(), grad_x.data_ptr(),
     )
     return grad_x

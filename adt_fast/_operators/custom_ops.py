@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from . import _checked, _launch
-from ._launch import Ball, Draw
-from ._layout import empty_samples, preferred_layout
-from ._tensor_checks import check_constant
+from .._support.layout import empty_samples, preferred_layout
+from .._support.tensor_checks import check_constant
+from . import checked, launch
+from .launch import Ball, Draw
 
 NAMESPACE = "adt_fast"
 
@@ -36,10 +36,10 @@ def tanh_gaussian_sample(
     log_offset: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Without ``density`` the second result is empty, [0]."""
-    _checked.check_sample_arguments(
+    checked.check_sample_arguments(
         x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype, log_offset
     )
-    x_adv, neg_log_density = _launch.sample(
+    x_adv, neg_log_density = launch.sample(
         x, mu, rho, Draw(noise, draw, first_example), Ball(epsilon, lower, upper), samples, dtype, density, log_offset
     )
     return x_adv, (x.new_empty(0) if neg_log_density is None else neg_log_density)
@@ -67,7 +67,7 @@ def tanh_gaussian_sample_backward(
     log_offset: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of x, mu and rho."""
-    grads = _launch.sample_backward(
+    grads = launch.sample_backward(
         grad_x_adv, grad_neg_log_density, x, mu, rho,
         Draw(noise, draw, first_example), Ball(epsilon, lower, upper), log_offset, (True, True, True),
     )
@@ -126,7 +126,7 @@ def tanh_gaussian_ascent_step(
     draw: int,
     first_example: int,
 ) -> None:
-    _checked.ascend(
+    checked.ascend(
         mu, rho, grad_x_adv, x, noise, epsilon, lower, upper, step_size, entropy_weight, entropy_reduction, update,
         grad_scale, log_offset, accumulated_mu, accumulated_rho, draw, first_example,
     )
@@ -164,7 +164,7 @@ def tanh_gaussian_ascent_step_and_sample(
     density: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Without ``density`` the second result is empty, [0]."""
-    x_adv, neg_log_density = _checked.ascend(
+    x_adv, neg_log_density = checked.ascend(
         mu, rho, grad_x_adv, x, noise, epsilon, lower, upper, step_size, entropy_weight, entropy_reduction, update,
         grad_scale, log_offset, accumulated_mu, accumulated_rho, draw, first_example, next_draw, density,
     )
@@ -189,7 +189,7 @@ def linf_step(
     lower: float,
     upper: float,
 ) -> None:
-    _checked.projected_step("linf_step", x_adv, grad, x, step_size, epsilon, lower, upper)
+    checked.projected_step("linf_step", x_adv, grad, x, step_size, epsilon, lower, upper)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::l2_step", mutates_args=("x_adv",))
@@ -202,7 +202,7 @@ def l2_step(
     lower: float,
     upper: float,
 ) -> None:
-    _checked.projected_step("l2_step", x_adv, grad, x, step_size, epsilon, lower, upper)
+    checked.projected_step("l2_step", x_adv, grad, x, step_size, epsilon, lower, upper)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::momentum_linf_step", mutates_args=("x_adv", "momentum"))
@@ -217,7 +217,7 @@ def momentum_linf_step(
     lower: float,
     upper: float,
 ) -> None:
-    _checked.projected_step(
+    checked.projected_step(
         "momentum_linf_step", x_adv, grad, x, step_size, epsilon, lower, upper, decay=decay, momentum=momentum
     )
 
@@ -233,7 +233,7 @@ def uniform_start(
     draw: int,
     first_example: int,
 ) -> None:
-    _checked.uniform_start(x_adv, x, noise, epsilon, lower, upper, draw, first_example)
+    checked.uniform_start(x_adv, x, noise, epsilon, lower, upper, draw, first_example)
 
 
 for _step in (linf_step, l2_step, momentum_linf_step, uniform_start):
@@ -242,7 +242,7 @@ for _step in (linf_step, l2_step, momentum_linf_step, uniform_start):
 
 @torch.library.custom_op(f"{NAMESPACE}::normal", mutates_args=())
 def normal(like: torch.Tensor, noise: torch.Tensor, samples: int, draw: int, first_example: int) -> torch.Tensor:
-    return _checked.normal(like, noise, samples, draw, first_example)
+    return checked.normal(like, noise, samples, draw, first_example)
 
 
 @normal.register_fake
@@ -252,8 +252,8 @@ def _(like, noise, samples, draw, first_example):
 
 @torch.library.custom_op(f"{NAMESPACE}::affine_relu", mutates_args=())
 def affine_relu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, relu: bool) -> torch.Tensor:
-    _checked.check_affine_arguments(x, scale, shift, relu)
-    return _launch.affine_relu(x, scale, shift, relu)
+    checked.check_affine_arguments(x, scale, shift, relu)
+    return launch.affine_relu(x, scale, shift, relu)
 
 
 @affine_relu.register_fake
@@ -264,7 +264,7 @@ def _(x, scale, shift, relu):
 @torch.library.custom_op(f"{NAMESPACE}::affine_relu_backward", mutates_args=())
 def affine_relu_backward(grad_y: torch.Tensor, y: torch.Tensor | None, scale: torch.Tensor) -> torch.Tensor:
     """The gradient of x; y is None without ReLU."""
-    return _launch.affine_relu_backward(grad_y, y, scale)
+    return launch.affine_relu_backward(grad_y, y, scale)
 
 
 @affine_relu_backward.register_fake

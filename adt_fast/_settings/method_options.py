@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
-from ._arguments import Boolean, Integer, Number, argument, default_is, parse_boolean
-from .methods import method_names, method_spec
+from ..methods import method_names, method_spec
+from .arguments import Boolean, Integer, Number, argument, default_is, parse_boolean
 
 
 def grouped(defaults: dict[str, Any]) -> str:

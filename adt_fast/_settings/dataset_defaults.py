@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ._arguments import default_is
+from .arguments import default_is
 from .method_options import grouped
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from ._checks import dtype_name, shown
+from .checks import dtype_name, shown
 
 # What optimizers of PyTorch keep for each parameter, element by element.
 _LIKE_ITS_PARAMETER = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")

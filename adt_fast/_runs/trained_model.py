@@ -5,15 +5,15 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, get_args
 
-from ._checks import check_choice, check_int
-from ._layout import to_channels_last
-from .attacks import Norm
-from .checkpoint import load_model
-from .config import TrainedModelConfig, check_known
-from .data import BatchLoader, ImageData, dataset_names, load_dataset
-from .dataset_defaults import default_test_limit
-from .devices import resolve_device
-from .run_folder import checkpoint_of
+from .._settings.dataset_defaults import default_test_limit
+from .._support.checks import check_choice, check_int
+from .._support.devices import resolve_device
+from .._support.layout import to_channels_last
+from ..attacks import Norm
+from ..checkpoint import load_model
+from ..config import TrainedModelConfig, check_known
+from ..data import BatchLoader, ImageData, dataset_names, load_dataset
+from .folder import checkpoint_of
 
 
 class TrainedModel:

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from ._option_text import parse_options
-from ._random_state import kept_random_state
-from .attacks import AmortizedAttack
-from .checkpoint import digest_of_model
-from .data import BatchLoader
-from .dataset_defaults import DATASET_DEFAULTS
-from .methods import JointTraining, exp_am, fit_generator, imp_am, l2l
-from .noise import NoiseStream
+from .._settings.dataset_defaults import DATASET_DEFAULTS
+from .._support.option_text import parse_options
+from .._support.random_state import kept_random_state
+from ..attacks import AmortizedAttack
+from ..checkpoint import digest_of_model
+from ..data import BatchLoader
+from ..methods import JointTraining, exp_am, fit_generator, imp_am, l2l
+from ..noise import NoiseStream
 from .trained_model import TrainedModel
 
 _FACTORIES: dict[str, Callable[..., AmortizedAttack]] = {"exp-am": exp_am, "imp-am": imp_am, "l2l": l2l}

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
-from ._checks import check_int, shown
-from ._state_checks import check_keys, is_number
+from .._support.checks import check_int, shown
+from .._support.state_checks import check_keys, is_number
 
 
 @dataclass(frozen=True)

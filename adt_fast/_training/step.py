@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ._batch_check import BatchCheck
-from .batch_share import BatchShare
-from .fit_progress import StepResult
-from .methods import Method
-from .model_state import ModelMode, device_of, distributed_wrapper, model_mode, unwrap
-from .processes import Processes
+from .._support.batch_check import BatchCheck
+from .._support.model_state import ModelMode, device_of, distributed_wrapper, model_mode, unwrap
+from ..batch_share import BatchShare
+from ..methods import Method
+from ..processes import Processes
+from .progress import StepResult
 
 OuterPrecision = Literal["auto", "fp32", "bf16"]
 """Of the training pass, see :class:`adt_fast.trainer.Trainer`."""

@@ -1,6 +1,6 @@
 """Checks of arguments that are numbers or names, made before anything is changed.
 
-Errors name the argument, what was given and what is wanted. For tensors see :mod:`adt_fast._tensor_checks`.
+Errors name the argument, what was given and what is wanted. For tensors see :mod:`adt_fast._support.tensor_checks`.
 """
 
 from __future__ import annotations

@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ._checks import check_int, shown
-from ._state_checks import check_keys, check_network_state
-from .checkpoint import CheckpointError, load_model
-from .config import ResolvedConfig, TrainConfig
-from .config_files import check_same_settings, load_config_file
-from .evaluation import Accuracy
-from .evaluation.accuracy import accuracy_from_state
-from .run_checkpoint import RunCheckpoint
-from .run_folder import RunFolder, recorded_config
-from .trainer import Trainer
-from .validation import Validation
+from .._support.checks import check_int, shown
+from .._support.state_checks import check_keys, check_network_state
+from ..checkpoint import CheckpointError, load_model
+from ..config import ResolvedConfig, TrainConfig
+from ..config_files import check_same_settings, load_config_file
+from ..evaluation import Accuracy
+from ..evaluation.accuracy import accuracy_from_state
+from ..trainer import Trainer
+from ..validation import Validation
+from .checkpoint import RunCheckpoint
+from .folder import RunFolder, recorded_config
 
 _STATE_KEYS = ("config", "trainer", "validation", "agreements_logged", "extra_checksum", "metrics_length")
 

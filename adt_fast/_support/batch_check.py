@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._tensor_checks import COMPUTE_DTYPES
 from .model_state import device_of, model_mode, unwrap
+from .tensor_checks import COMPUTE_DTYPES
 
 
 def pairs(name: str, batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from ._suggest import unknown_name_message
+from .suggest import unknown_name_message
 
 _WORDS = {"true": True, "false": False, "none": None}
 

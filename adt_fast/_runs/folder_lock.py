@@ -12,7 +12,7 @@ import weakref
 from pathlib import Path
 from types import ModuleType
 
-from ._utc import utc_now
+from .._support.utc import utc_now
 
 fcntl: ModuleType | None
 try:

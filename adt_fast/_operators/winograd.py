@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import torch
 
-from . import _native
-from ._checks import check_int, dtype_name
+from .._support.checks import check_int, dtype_name
+from . import native
 
 _FREQUENCIES, _PANEL = 36, 32  # of csrc/cpu/winograd.h and csrc/cpu/work.h
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -20,7 +20,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def supported() -> bool:
     """Whether the native module, and with it the convolution, is there."""
-    return _native.module is not None
+    return native.module is not None
 
 
 def transform_weights(weight: torch.Tensor, transposed: bool = False) -> torch.Tensor:
@@ -43,7 +43,7 @@ def transform_weights(weight: torch.Tensor, transposed: bool = False) -> torch.T
         out_channels, in_channels, out_stride, in_stride = in_channels, out_channels, in_stride, out_stride
     transformed = weight.new_empty(_transformed_shape(out_channels, in_channels))
     _check_supported()
-    _native.module.winograd_transform_weights(
+    native.module.winograd_transform_weights(
         torch.get_num_threads(), in_channels, out_channels, (out_stride, in_stride, row_stride, column_stride),
         bool(transposed), weight.data_ptr(), transformed.data_ptr(),
     )
@@ -79,8 +79,8 @@ def conv3x3(
     shape = batch, out_channels, height, width
     y = torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
     _check_supported()
-    _native.module.winograd_conv3x3(
-        torch.get_num_threads(), _native.DTYPE_CODES[x.dtype], (batch, height, width, in_channels), out_channels,
+    native.module.winograd_conv3x3(
+        torch.get_num_threads(), native.DTYPE_CODES[x.dtype], (batch, height, width, in_channels), out_channels,
         bool(relu), x.data_ptr(), transformed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr(),
     )
     return y
@@ -88,7 +88,7 @@ def conv3x3(
 
 def _check_supported() -> None:
     if not supported():
-        raise RuntimeError(f"the Winograd convolution needs the native module: {_native.unavailable_because}")
+        raise RuntimeError(f"the Winograd convolution needs the native module: {native.unavailable_because}")
 
 
 def _transformed_shape(out_channels: int, in_channels: int) -> tuple[int, int, int, int]:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from ._checks import check_choice
+from .checks import check_choice
 
 ModelMode = Literal["eval", "train", "keep"]
 """How a model runs while it is borrowed: all of it in eval or in train mode, or each module in the mode it has."""

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ._layout import to_channels_last
-from .config import ResolvedConfig
-from .methods import create_method
-from .models import convert_sync_batchnorm
-from .noise import NoiseStream
-from .processes import Processes
-from .trainer import OuterPrecision, Trainer
+from .._support.layout import to_channels_last
+from ..config import ResolvedConfig
+from ..methods import create_method
+from ..models import convert_sync_batchnorm
+from ..noise import NoiseStream
+from ..processes import Processes
+from ..trainer import OuterPrecision, Trainer
 
 # The precision of the pass that trains, by that of the attacked network.
 _OUTER_PRECISION: dict[str, OuterPrecision] = {

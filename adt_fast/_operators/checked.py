@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 
-from . import _launch
-from ._checks import check_ball, check_bool, check_choice, check_finite, check_int, check_not_negative
-from ._launch import Ascent, Ball, Draw
-from ._layout import layout_of, preferred_layout
-from ._tensor_checks import (
+from .._support.checks import check_ball, check_bool, check_choice, check_finite, check_int, check_not_negative
+from .._support.layout import layout_of, preferred_layout
+from .._support.tensor_checks import (
     check_activation,
     check_batch,
     check_coefficients,
@@ -23,7 +21,9 @@ from ._tensor_checks import (
     check_tensor,
     check_written,
 )
-from .noise import MAX_OFFSET
+from ..noise import MAX_OFFSET
+from . import launch
+from .launch import Ascent, Ball, Draw
 
 
 def check_sample_arguments(
@@ -108,11 +108,11 @@ def ascend(
         step_size,
         update,
         grad_scale,
-        _launch.entropy_weight_per_element(entropy_weight, entropy_reduction, mu),
+        launch.entropy_weight_per_element(entropy_weight, entropy_reduction, mu),
         log_offset,
     )
     accumulated = None if sum_mu is None or sum_rho is None else (sum_mu, sum_rho)
-    return _launch.ascent(
+    return launch.ascent(
         mu, rho, grad_x_adv, x, Draw(noise, draw, first_example), Ball(epsilon, lower, upper), step, accumulated,
         next_draw, density, out,
     )
@@ -143,7 +143,7 @@ def projected_step(
         check_like("momentum", wanted, "x", x)
         check_written("momentum", wanted, layout_of(x_adv))
     check_separate({"x_adv": x_adv, "momentum": momentum}, {"x": x, "grad": grad})
-    _launch.projected_step(kind, x_adv, grad, x, Ball(epsilon, lower, upper), step_size, decay, momentum)
+    launch.projected_step(kind, x_adv, grad, x, Ball(epsilon, lower, upper), step_size, decay, momentum)
     return x_adv
 
 
@@ -164,7 +164,7 @@ def uniform_start(
     check_ball(epsilon, lower, upper, x.dtype)
     check_written("x_adv", x_adv)
     check_separate({"x_adv": x_adv}, {"x": x})
-    _launch.uniform_start(x_adv, x, Draw(noise, draw, first_example), Ball(epsilon, lower, upper))
+    launch.uniform_start(x_adv, x, Draw(noise, draw, first_example), Ball(epsilon, lower, upper))
     return x_adv
 
 
@@ -174,7 +174,7 @@ def normal(
     """Checks, then draws."""
     check_batch("like", like)
     check_noise(noise, like, draw, first_example, samples, like_name="like")
-    return _launch.normal(like, Draw(noise, draw, first_example), samples)
+    return launch.normal(like, Draw(noise, draw, first_example), samples)
 
 
 def check_affine_arguments(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, relu: bool) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .config import ResolvedConfig
-from .data import BatchLoader, ImageData, load_dataset, load_npz
-from .processes import Processes
+from ..config import ResolvedConfig
+from ..data import BatchLoader, ImageData, load_dataset, load_npz
+from ..processes import Processes
 
 
 @dataclass(frozen=True)

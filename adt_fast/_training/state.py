@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
-from ._checks import shown
-from ._state_checks import alike, check_keys, check_network_state, check_optimizer_state, check_random_state
-from .fit_progress import FitProgress
-from .model_state import unwrap
-from .noise import NoiseStream
+from .._support.checks import shown
+from .._support.model_state import unwrap
+from .._support.state_checks import alike, check_keys, check_network_state, check_optimizer_state, check_random_state
+from ..noise import NoiseStream
+from .progress import FitProgress
 
 if TYPE_CHECKING:
-    from .trainer import Trainer
+    from ..trainer import Trainer
 
 
 def trainer_state(

@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from ._option_text import parse_number
+from .._support.option_text import parse_number
 
 
 def parse_boolean(text: str) -> bool:

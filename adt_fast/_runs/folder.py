@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from ._atomic_file import atomic_file, names_file
-from ._command_line import running_command
-from ._folder_lock import LOCK_NAME, FolderLock
-from ._utc import utc_now
+from .._support.atomic_file import atomic_file, names_file
+from .._support.utc import utc_now
+from .command_line import running_command
+from .folder_lock import LOCK_NAME, FolderLock
 from .machine import versions
 
 if TYPE_CHECKING:
-    from .loggers import Logger
+    from ..loggers import Logger
 
 CHECKPOINT_NAME = "model.safetensors"
 BEST_NAME = "best.safetensors"

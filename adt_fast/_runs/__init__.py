@@ -1,0 +1,1 @@
+"""What training runs and evaluations of trained models are made of: data, trainer, folder, the state to resume."""
