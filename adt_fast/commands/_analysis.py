@@ -13,6 +13,7 @@ from torch import Tensor
 from .._runs.folder import RunFolder, check_new
 from .._runs.trained_model import TrainedModel
 from .._settings.arguments import Folder, default_is
+from .._support.checks import check_int
 from ..analysis import AnalysisResult
 from ..config import TrainedModelsConfig
 from ..data import BatchLoader, ImageData
@@ -73,6 +74,19 @@ def headline(models: dict[str, TrainedModel]) -> str:
     """What is looked at, in a line."""
     first = next(iter(models.values()))
     return f"{', '.join(models)} on {len(first.data)} test images of {first.dataset}, epsilon {first.epsilon:.4g}"
+
+
+def chosen_images(trained: TrainedModel, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The test images of these indices, as :func:`as_batch` has them.
+
+    Raises:
+        ValueError: if there is no index, or one beyond the test images.
+    """
+    if not indices:
+        raise ValueError("image must be one index or more, got none")
+    for index in indices:
+        check_int("image", index, 0, len(trained.data))
+    return as_batch(trained.data, trained.device, indices)
 
 
 def as_batch(data: ImageData, device: torch.device, indices: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:

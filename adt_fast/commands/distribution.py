@@ -20,7 +20,7 @@ from ..evaluation.table import aligned
 from ..input_gradient import FLOAT32
 from ..methods import create_method, method_spec
 from ..noise import NoiseStream
-from ._analysis import Output, as_batch, check_linf
+from ._analysis import Output, check_linf, chosen_images
 from .command import begun
 
 _OPTIONS = ("steps", "samples", "step_size", "entropy_weight", "recipe")
@@ -65,14 +65,10 @@ class Distribution(Output, TrainedModelConfig):
         self.check_output()
         trained = TrainedModel(self)
         check_linf(trained)
-        if not self.image:
-            raise ValueError("image must be one index or more, got none")
-        for index in self.image:
-            check_int("image", index, 0, len(trained.data))
+        images, labels = chosen_images(trained, self.image)
         check_int("tried", self.tried, 1, 2**24)
         check_int("shown", self.shown, 1, self.tried + 1)
         attack = self._attack(trained)
-        images, labels = as_batch(trained.data, trained.device, self.image)
         print(f"{trained.headline}\n{_described(attack)}", flush=True)
         with begun():
             result = learned_distribution(

@@ -9,12 +9,11 @@ import tyro
 
 from .._runs.trained_model import TrainedModel
 from .._settings.arguments import Integer, Number, default_is
-from .._support.checks import check_int
 from ..analysis import loss_landscape
 from ..analysis.landscape import Direction
 from ..config import TrainedModelConfig
 from ..evaluation.table import aligned
-from ._analysis import Output, as_batch, check_linf
+from ._analysis import Output, check_linf, chosen_images
 from .command import begun
 
 
@@ -41,11 +40,7 @@ class Landscape(Output, TrainedModelConfig):
         self.check_output()
         trained = TrainedModel(self)
         check_linf(trained)
-        if not self.image:
-            raise ValueError("image must be one index or more, got none")
-        for index in self.image:
-            check_int("image", index, 0, len(trained.data))
-        images, labels = as_batch(trained.data, trained.device, self.image)
+        images, labels = chosen_images(trained, self.image)
         print(trained.headline, flush=True)
         with begun():
             result = loss_landscape(

@@ -33,6 +33,7 @@ void add_samples(const SampleBackwardArgs& args, const Chunk& chunk, BackwardChu
   const V epsilon = splat<V>(args.ball.epsilon), lower = splat<V>(args.ball.lower), upper = splat<V>(args.ball.upper);
   const V log_offset = splat<V>(args.log_offset);
   const auto* grad_density = static_cast<const Scalar<V>*>(args.grad_neg_log_density);  // [k, B]
+  // As in the ascent step, to where its sums begin: the ascent scales the gradient and weights all densities alike.
   for (int64_t s = 0; s < args.samples; ++s) {
     const int64_t row_index = s * args.shape.batch + chunk.example;
     const double weight = grad_density ? static_cast<double>(grad_density[row_index]) : 0.0;
