@@ -19,7 +19,7 @@ from benchmarks.arguments import positive
 from tools.measured import RESULTS, write_pages
 
 from .figures import write_figures
-from .plan import MEASUREMENTS, Plan, Run, load_plan
+from .plan import MEASUREMENTS, Plan, load_plan, shared_config
 from .store import ModelFolder, write_json
 from .training import carry_out, gathered
 
@@ -74,9 +74,8 @@ def pictures(plan: Plan, work: Path) -> Iterator[Path]:
 
 def _epoch_time(plan: Plan, data_dir: Path | None) -> dict[str, Any]:
     """A timing, so it has the machine to itself."""
-    methods = plan.document["epoch_time"]["methods"]
-    run = Run({"method": methods[0]}, plan.document["seeds"][0], plan.document["training"])
-    return epoch_times(run.config(data_dir, Path()), methods).to_dict()
+    config = shared_config(plan.document["training"], data_dir)
+    return epoch_times(config, plan.document["epoch_time"]["methods"]).to_dict()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -49,6 +49,12 @@ class Run:
         return file.config(**given, **self.changes, seed=self.seed, data_dir=data_dir, output=output)
 
 
+def shared_config(training: dict[str, Any], data_dir: Path | None) -> TrainConfig:
+    """The settings of all runs of a plan, for any method: with the options that only some have."""
+    given = {name: value for name, value in training.items() if name != "config"}
+    return TrainConfig(**(load_config_file(training["config"]).settings | given), data_dir=data_dir)
+
+
 @dataclass(frozen=True)
 class Measurement:
     """What is to be measured of a trained model.

@@ -36,6 +36,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 NOT_RUN = {
+    "pre-commit install": "changes the checkout",
+    "python -m studies": "takes an afternoon; tests/test_studies.py runs a small one",
     "pip install": "changes the environment that the tests run in",
     "pytest": "these are the tests",
     "python -m pytest": "these are the tests",
@@ -76,13 +78,6 @@ SMALLER_PYTHON = {
 """Texts in Python examples, and what stands in for them."""
 
 GIVEN = {
-    "README.md": """
-        import torch.nn.functional as F
-        from math import log, pi
-        from adt_fast import NoiseStream, ops
-        x, mu, rho, k, eps = torch.rand(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), 3, 8 / 255
-        stream = NoiseStream(seed=0)
-    """,
     "attacks.md": """
         images, labels = torch.rand(2, 3, 32, 32), torch.tensor([3, 5])
     """,

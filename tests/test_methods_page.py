@@ -27,8 +27,3 @@ def test_every_option_of_a_recipe_has_a_row():
     # Where both recipes agree, the table has only what the paper does not say.
     assert options - listed == {"update"} and PAPER.update == PUBLISHED.update
     assert listed - options == {"model_mode", "outer_mode"}
-
-
-def test_every_method_of_the_study_has_a_result():
-    listed = [row[0] for row in rows("| method | natural |")]
-    assert listed == list(method_names())

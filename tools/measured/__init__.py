@@ -25,11 +25,11 @@ fills in what is between the comments. Every file must say under ``"machine"`` w
 
 from __future__ import annotations
 
-from . import attacks, digits, exp_attack, figure6, kernels, precision_study, scaling, training
+from . import attacks, digits, exp_attack, figure6, kernels, precision_study, scaling, study, training
 from .pages import ROOT, page_blocks, pages, updated
 from .results import RESULTS, load, machine_words
 
-MODULES = (attacks, digits, exp_attack, figure6, kernels, precision_study, scaling, training)
+MODULES = (attacks, digits, exp_attack, figure6, kernels, precision_study, scaling, study, training)
 """One for each file of results, or for several that make one table."""
 
 
