@@ -1,8 +1,8 @@
 // What the native core computes: one argument struct and one launcher per operator and device.
 //
 // Nothing here knows of Python or torch: raw addresses, sizes, and the stream last. Shapes are checked by the caller
-// (adt_fast/_operators/checked.py). Every tensor of an operator has the same memory layout; k samples are k such slabs, one after
-// another: x is [B, C, P], x_adv is [k, B, C, P] (or [B, P, C] and [k, B, P, C] when channels_last).
+// (adt_fast/_operators/checked.py). Every tensor of an operator has the same memory layout; k samples are k such slabs,
+// one after another: x is [B, C, P], x_adv is [k, B, C, P] (or [B, P, C] and [k, B, P, C] when channels_last).
 #pragma once
 
 #include "math/lanes.h"

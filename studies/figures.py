@@ -42,6 +42,8 @@ def write_figures(document: Document, epoch_time: dict[str, Any] | None, folder:
 
 def robustness_and_cost(document: Document, epoch_time: dict[str, Any], figure: Figure) -> None:
     """A_rob over the time of an epoch, a point a method; whiskers are standard deviations over seeds."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure.set_size_inches(_figures.PAGE_WIDTH, 3.6)
     axes = figure.subplots()
     seconds = dict(zip(epoch_time["methods"], epoch_time["epoch_seconds"]))
@@ -59,9 +61,12 @@ def robustness_and_cost(document: Document, epoch_time: dict[str, Any], figure: 
         labels.append((seconds[method], mean, name.replace("gradient_scale=", ""), color))
     axes.set(
         xlabel="time of an epoch (s, log scale)", ylabel="accuracy under all attacks, $A_{rob}$ (%)", xscale="log",
-        xlim=(0.8 * min(seconds.values()), 1.6 * max(seconds.values())), ylim=(0, None),
+        xlim=(0.8 * min(seconds.values()), 1.6 * max(seconds.values())),
+        ylim=(0, 1.15 * max(y for _, y, _, _ in labels)),  # room for the labels
     )  # fmt: skip
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.4)
     _label_points(axes, labels)
 
