@@ -28,9 +28,10 @@ from plain_adt import TinyClassifier, tiny_batch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from adt_fast import NoiseStream, checkpoint, cli
+from adt_fast import NoiseStream, cli
 from adt_fast._runs.checkpoint import RunCheckpoint
 from adt_fast.checkpoint import CheckpointError, load_checkpoint, pack_state, save_checkpoint, save_model, unpack_state
+from adt_fast.checkpoint import file as checkpoint_file
 from adt_fast.config import TrainConfig
 from adt_fast.data import BatchLoader, ImageData
 from adt_fast.experiment import TrainingRun
@@ -793,7 +794,7 @@ def run_in_a_process(arguments, aim):
 
 def aim_at_save(number, place):
     """The process is killed in its save of that number, from 1."""
-    save, write, fsync, replace = RunCheckpoint.save, checkpoint.atomic_file, os.fsync, os.replace
+    save, write, fsync, replace = RunCheckpoint.save, checkpoint_file.atomic_file, os.fsync, os.replace
     saves = []
 
     def at(where):
@@ -826,7 +827,7 @@ def aim_at_save(number, place):
             saves[-1].append("replace")
         at("after the rename" if renames else "after the replacement")
 
-    RunCheckpoint.save, checkpoint.atomic_file = counted, halved
+    RunCheckpoint.save, checkpoint_file.atomic_file = counted, halved
     os.fsync, os.replace = noted_fsync, noted_replace
 
 
@@ -861,7 +862,7 @@ def minibatches_saved(folder):
 def kill_runs(tmp_path, monkeypatch, at_random, in_saves):
     """Kills runs so often, and resumes them. Gives how many kills there were, and how many of them left no trace."""
     # Processes are forked from one that has imported everything and run nothing; it finds modules by this alone.
-    folders = [Path(module.__file__).parent for module in (checkpoint, sys.modules[__name__])]
+    folders = [Path(module.__file__).parent for module in (cli, sys.modules[__name__])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folders[0].parent), str(folders[1])]))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["adt_fast.cli", "test_resume", "sklearn.datasets"])

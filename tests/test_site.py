@@ -72,7 +72,7 @@ def pages(site) -> dict[Path, Page]:
 
 
 def test_every_page_is_there(site, pages):
-    expected = {"index", "changelog", *(file.stem for file in (ROOT / "docs").glob("*.md"))}
+    expected = {"index", "changelog", "examples", *(file.stem for file in (ROOT / "docs").glob("*.md"))}
     assert {file.stem for file in pages} == expected
 
 
@@ -104,12 +104,13 @@ def test_lists_tables_and_formulas_are_more_than_text(pages):
 
 @pytest.fixture
 def small(tmp_path) -> Path:
-    """A repository of three pages and two files, under this one's mkdocs.yml and hooks."""
+    """A repository of four pages and two files, under this one's mkdocs.yml and hooks."""
     root = tmp_path / "repository"
     texts = {
         "README.md": "# Home\n\n[a page](docs/training.md#one--two) ![a figure](docs/figure.png)\n\n"
         '<img src="docs/figure.png">',
         "CHANGELOG.md": "# Changes\n\n[home](README.md)",
+        "examples/README.md": "# Examples\n\n[training](../docs/training.md)",
         "docs/training.md": "# Training\n\n## One & two\n\n[home](../README.md#home), [changes](../CHANGELOG.md), "
         "[data](../results/a.json), [a folder](../results/)\n\n$x_i$ costs $5 or $6\n\n$$\n\\frac{1}{2}\n$$\n\n"
         "```math\n\\begin{aligned} a &< b \\end{aligned}\n```",
@@ -128,6 +129,7 @@ def test_links_and_formulas_are_fitted_in(small, tmp_path):
     assert build(small, tmp_path / "site") == ""
     home, training = ((tmp_path / "site" / f"{name}.html").read_text() for name in ("index", "training"))
     assert 'href="training.html#one--two"' in home and home.count('src="figure.png"') == 2
+    assert 'href="training.html"' in (tmp_path / "site" / "examples.html").read_text()
     for link in ('href="index.html#home"', 'href="changelog.html"', 'href="results/a.json"', ", a folder</p>"):
         assert link in training
     assert (tmp_path / "site" / "results" / "a.json").read_text() == "{}"
