@@ -20,7 +20,7 @@ from tools.measured import RESULTS, write_pages
 
 from .figures import write_figures
 from .plan import MEASUREMENTS, Plan, load_plan, shared_config
-from .store import ModelFolder, write_json
+from .store import ModelFolder, without_places, write_json
 from .training import carry_out, gathered
 
 FIGURES = Path(__file__).parents[1] / "docs" / "images"
@@ -75,7 +75,8 @@ def pictures(plan: Plan, work: Path) -> Iterator[Path]:
 def _epoch_time(plan: Plan, data_dir: Path | None) -> dict[str, Any]:
     """A timing, so it has the machine to itself."""
     config = shared_config(plan.document["training"], data_dir)
-    return epoch_times(config, plan.document["epoch_time"]["methods"]).to_dict()
+    document = epoch_times(config, plan.document["epoch_time"]["methods"]).to_dict()
+    return document | {"settings": without_places(document["settings"])}
 
 
 def _parser() -> argparse.ArgumentParser:

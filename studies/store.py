@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from adt_fast._support.atomic_file import atomic_file
-from adt_fast.config import TrainConfig
 
 from .plan import Measurement, Run
 
@@ -22,7 +21,7 @@ class ModelFolder:
     """
 
     def __init__(self, work: Path, run: Run) -> None:
-        settings = _settings_of(run.config(None, work).resolved())
+        settings = without_places(run.config(None, work).resolved().as_dict())
         method = run.changes["method"]
         self.path = work / f"{method}-{run.seed}-{_digest(settings)}"
         self.run = self.path / "run"
@@ -48,10 +47,9 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
         file.write((json.dumps(document, indent=1) + "\n").encode())
 
 
-def _settings_of(config: TrainConfig) -> dict[str, Any]:
-    """All that a trained model depends on."""
-    places = ("data_dir", "output", "download")
-    return {name: value for name, value in config.as_dict().items() if name not in places}
+def without_places(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run without those that say where files are, on which no result depends."""
+    return {name: value for name, value in settings.items() if name not in ("data_dir", "output", "download")}
 
 
 def _digest(settings: dict[str, Any]) -> str:

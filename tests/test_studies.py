@@ -73,6 +73,13 @@ def test_figures_are_drawn(carried_out):
     assert drawn == {"robustness-cost.png", "entropy.png", "curvature.png", "landscape.png", "distribution.png"}
 
 
+def test_times_of_epochs_do_not_tell_where_files_are(carried_out):
+    folder, _ = carried_out
+    times = json.loads((folder / "out" / "study-tiny-epoch-time.json").read_text())
+    assert times["methods"] == ["standard", "adt-exp-am"] and times["settings"]["dataset"] == "digits"
+    assert times["settings"].keys().isdisjoint({"data_dir", "output", "download"})
+
+
 def test_what_is_done_is_not_done_again_and_a_changed_plan_adds_what_is_new(carried_out, monkeypatch, capsys):
     folder, document = carried_out
     monkeypatch.setattr(TrainingRun, "train", None)
