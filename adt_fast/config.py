@@ -23,6 +23,9 @@ from .input_gradient import EngineOptions, Precision
 from .methods import check_options, method_names, method_spec
 from .schedules import ScheduleName
 
+PLACES = ("data_dir", "download", "output")
+"""Settings that say where files are, on which no result depends."""
+
 
 @dataclass(frozen=True)
 class _Task:

@@ -16,7 +16,7 @@ from ._settings.method_options import without_foreign_options
 from ._support.checks import LONGEST_REASON, shown
 from ._support.option_text import parse_number
 from ._support.suggest import unknown_name_message
-from .config import TrainConfig
+from .config import PLACES, TrainConfig
 
 _DEEPEST = 20
 _BUNDLED = resources.files("adt_fast") / "configs"
@@ -93,7 +93,7 @@ def check_same_settings(config: TrainConfig, recorded: Mapping[str, Any], source
     """
     mine = config.as_dict()
     for name, value in recorded.items():
-        if name not in (*_NOT_SETTINGS, "data_dir", "download") and mine.get(name) != value:
+        if name not in PLACES and mine.get(name) != value:
             raise ValueError(f"{name} must be {shown(value)}, as in {source}, for a resumed run keeps its settings; "
                              f"got {mine.get(name)!r}")
 

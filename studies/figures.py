@@ -12,7 +12,7 @@ import numpy
 from adt_fast._support.atomic_file import atomic_file
 from adt_fast.analysis import _figures
 
-from .summary import Document, by_name, mean_and_deviation, shown, values
+from .summary import Document, by_name, mean_and_deviation, titled, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def robustness_and_cost(document: Document, epoch_time: dict[str, Any], figure: 
     axes = figure.subplots()
     seconds = dict(zip(epoch_time["methods"], epoch_time["epoch_seconds"]))
     labels: list[tuple[float, float, str, str]] = []
-    for name, method, models in shown(by_name(document, "accuracies")):
+    for name, method, models in titled(by_name(document, "accuracies")):
         if method not in seconds or "batch_mean" in name:
             continue
         mean, deviation = mean_and_deviation(values(models, "accuracies", "A_rob"))
@@ -117,7 +117,7 @@ def curvature(document: Document, figure: Figure) -> None:
     """Figure 4 (f): the share of images whose eigenvalue is larger, of the first seed's models."""
     figure.set_size_inches(_figures.COLUMN_WIDTH, 2.6)
     axes = figure.subplots()
-    for index, (name, _, models) in enumerate(shown(by_name(document, "curvature"))):
+    for index, (name, _, models) in enumerate(titled(by_name(document, "curvature"))):
         quantiles = numpy.abs(models[0]["curvature"]["quantiles"])
         axes.plot(numpy.sort(quantiles), numpy.linspace(100, 0, len(quantiles)), color=_figures.COLORS[index],
                   label=_short(name))  # fmt: skip
@@ -128,7 +128,7 @@ def curvature(document: Document, figure: Figure) -> None:
 
 def landscapes(document: Document, figure: Figure) -> None:
     """Figure 4 (a-e): cross entropy around one image, the models side by side on one scale."""
-    found = list(shown(by_name(document, "landscape")))
+    found = list(titled(by_name(document, "landscape")))
     figure.set_size_inches(_figures.PAGE_WIDTH, 1.9)
     panels = figure.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
     highest = max(max(map(max, models[0]["landscape"]["losses"])) for _, _, models in found)

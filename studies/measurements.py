@@ -15,7 +15,7 @@ from adt_fast.analysis import distribution_entropy, hessian_curvature, learned_d
 from adt_fast.analysis.sweep import maximizer_in_float32
 from adt_fast.config import TrainConfig, TrainedModelConfig
 from adt_fast.data import class_names
-from adt_fast.evaluation import RobustReport, evaluate
+from adt_fast.evaluation import evaluate
 from adt_fast.experiment import TrainingRun
 
 from .plan import Measurement
@@ -43,21 +43,16 @@ def measure(measurement: Measurement, folder: ModelFolder, config: TrainConfig) 
 def _accuracies(
     measurement: Measurement, folder: ModelFolder, trained: TrainedModel, config: TrainConfig
 ) -> dict[str, Any]:
-    """Natural accuracy, that under each attack, and A_rob, from 0 to 1."""
-    names = measurement.settings["attacks"]
-    report = _report(measurement, folder, trained, dict(zip(names, names)))
-    return {"accuracies": {name: float(value) for name, value in report.accuracies().items()}}
-
-
-def _strength(
-    measurement: Measurement, folder: ModelFolder, trained: TrainedModel, config: TrainConfig
-) -> dict[str, Any]:
-    """As accuracies, where a generator is first trained against the model (Section 5.4)."""
+    """Natural accuracy, that under each attack, and A_rob, from 0 to 1. An attack that has a generator trains it first,
+    against the model (Section 5.4)."""
     attacks: dict[str, Any] = {}
     for name in measurement.settings["attacks"]:
         path = folder.file(measurement, f"{name.split(':')[0]}.safetensors")
         attacks[name] = fitted_attack(name, trained, path, progress=False) if is_generator_attack(name) else name
-    report = _report(measurement, folder, trained, attacks)
+    report = evaluate(
+        trained.model, trained.data, attacks, epsilon=trained.epsilon, seed=trained.config.seed, examples=0,
+        state=folder.file(measurement, "state.safetensors"), resume=True,
+    )  # fmt: skip
     return {"accuracies": {name: float(value) for name, value in report.accuracies().items()}}
 
 
@@ -126,15 +121,6 @@ def _distribution(
     return found.to_dict()
 
 
-def _report(
-    measurement: Measurement, folder: ModelFolder, trained: TrainedModel, attacks: dict[str, Any]
-) -> RobustReport:
-    return evaluate(
-        trained.model, trained.data, attacks, epsilon=trained.epsilon, seed=trained.config.seed, examples=0,
-        state=folder.file(measurement, "state.safetensors"), resume=True,
-    )  # fmt: skip
-
-
 def _all_of(trained: TrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [N, C, H, W] and labels [N]."""
     images, labels = zip(*trained.loader)
@@ -144,7 +130,7 @@ def _all_of(trained: TrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
 _KINDS: dict[str, Callable[[Measurement, ModelFolder, TrainedModel, TrainConfig], dict[str, Any]]] = {
     "accuracies": _accuracies,
     "entropy": _entropy,
-    "strength": _strength,
+    "strength": _accuracies,
     "curvature": _curvature,
     "landscape": _landscape,
     "distribution": _distribution,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adt_fast._support.atomic_file import atomic_file
+from adt_fast.config import PLACES
 
 from .plan import Measurement, Run
 
@@ -48,8 +49,8 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def without_places(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a run without those that say where files are, on which no result depends."""
-    return {name: value for name, value in settings.items() if name not in ("data_dir", "output", "download")}
+    """Settings of a run without those that say where files are."""
+    return {name: value for name, value in settings.items() if name not in PLACES}
 
 
 def _digest(settings: dict[str, Any]) -> str:

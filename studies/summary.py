@@ -55,7 +55,7 @@ def title(name: str) -> str:
     return ", ".join([method, *(option.replace("recipe=published,", "") for option in options)])
 
 
-def shown(models: dict[str, list[Measured]]) -> Iterator[tuple[str, str, list[Measured]]]:
+def titled(models: dict[str, list[Measured]]) -> Iterator[tuple[str, str, list[Measured]]]:
     """Title, method and models of each name."""
     for name, mine in models.items():
         yield title(name), mine[0]["method"], mine

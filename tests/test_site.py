@@ -104,7 +104,7 @@ def test_lists_tables_and_formulas_are_more_than_text(pages):
 
 @pytest.fixture
 def small(tmp_path) -> Path:
-    """A repository of four pages and two files, under this one's mkdocs.yml and hooks."""
+    """A repository of four pages and two files, under this one's mkdocs.yml, but for its navigation, and hooks."""
     root = tmp_path / "repository"
     texts = {
         "README.md": "# Home\n\n[a page](docs/training.md#one--two) ![a figure](docs/figure.png)\n\n"
@@ -120,7 +120,8 @@ def small(tmp_path) -> Path:
     for name, text in texts.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    shutil.copy(ROOT / "mkdocs.yml", root)
+    settings, own = (ROOT / "mkdocs.yml").read_text(), "nav: [index.md, changelog.md, examples.md, training.md]\n\n"
+    (root / "mkdocs.yml").write_text(re.sub(r"^nav:.*\n(?: .*\n)+\n", own, settings, flags=re.MULTILINE))
     shutil.copytree(ROOT / "tools" / "site", root / "tools" / "site")
     return root
 

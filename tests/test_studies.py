@@ -97,7 +97,11 @@ def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
     run = Run({"method": "standard"}, 3, TRAINING)
     folder = ModelFolder(tmp_path, run)
     save = TrainingRun._save_results
-    monkeypatch.setattr(TrainingRun, "_save_results", lambda *_: exec("raise KeyboardInterrupt"))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingRun, "_save_results", stop)
     with pytest.raises(KeyboardInterrupt):
         training.carry_out(run, [], tmp_path, None, threads=1)
     assert not (folder.run / "model.safetensors").exists()

@@ -14,7 +14,7 @@ from .._runs.folder import RunFolder
 from .._support.atomic_file import atomic_file
 from .._support.checks import check_finite, check_int
 from ..attacks import EXP, EXPAM, PGD
-from ..config import TrainConfig
+from ..config import PLACES, TrainConfig
 from ..evaluation import evaluate_accuracy
 from ..experiment import TrainingRun
 from ..input_gradient import FLOAT32
@@ -183,7 +183,7 @@ def maximizer_in_float32(run: TrainingRun) -> EXP | EXPAM:
 def _settings(config: TrainConfig, samples: int) -> dict[str, Any]:
     """What a point depends on."""
     settings = {**config.as_dict(), "entropy_samples": samples}
-    return {name: value for name, value in settings.items() if name not in ("output", "data_dir", "download")}
+    return {name: value for name, value in settings.items() if name not in PLACES}
 
 
 def _point_path(output: Path, settings: dict[str, Any]) -> Path:

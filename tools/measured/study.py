@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.report import markdown
 from studies import paper
-from studies.summary import Measured, by_name, differences, mean_and_deviation, shown, spread, values
+from studies.summary import Measured, by_name, differences, mean_and_deviation, spread, titled, values
 
 from .results import Document, machine_words
 
@@ -36,7 +36,7 @@ def blocks(study: Document, epoch_time: Document) -> dict[str, str]:
 
 def _accuracies(study: Document) -> str:
     rows = [["method", *_HEADINGS, "seeds"]]
-    for name, method, models in shown(by_name(study, "accuracies")):
+    for name, method, models in titled(by_name(study, "accuracies")):
         theirs = paper.ACCURACIES[method] if ", " not in name else [None] * len(paper.COLUMNS)
         cells = [_beside(values(models, "accuracies", attack), number) for attack, number in zip(paper.COLUMNS, theirs)]
         rows.append([name, *cells, str(len(models))])
@@ -58,7 +58,7 @@ def _differences(study: Document) -> str:
 
 def _strength(study: Document) -> str:
     rows = [["model", "PGD-20", "EXP", "EXP-AM", "IMP-AM", "EXP less PGD-20", "seeds"]]
-    for name, method, models in shown(by_name(study, "strength")):
+    for name, method, models in titled(by_name(study, "strength")):
         by_attack = [values(models, "strength", attack) for attack in ("pgd-20", "exp", "exp-am", "imp-am")]
         theirs = paper.STRENGTH[method]
         stronger = [exp - pgd for pgd, exp in zip(*by_attack[:2])]
@@ -80,7 +80,7 @@ def _curvature(study: Document) -> str:
     found = by_name(study, "curvature")
     rows = [["model", "mean eigenvalue", "its median", "standard model's mean / this", "paper: the same", "seeds"]]
     standard = _mean_eigenvalue(found["standard"])
-    for name, method, models in shown(found):
+    for name, method, models in titled(found):
         medians = [model["curvature"]["quantiles"][50] for model in models]
         ratio = standard / _mean_eigenvalue(models)
         theirs = paper.CURVATURE["standard"][0] / paper.CURVATURE[method][0]
@@ -91,7 +91,7 @@ def _curvature(study: Document) -> str:
 
 def _landscape(study: Document) -> str:
     rows = [["model", "loss at the image", "highest within epsilon", "highest within 10 epsilon"]]
-    for name, _, models in shown(by_name(study, "landscape")):
+    for name, _, models in titled(by_name(study, "landscape")):
         one = models[0]["landscape"]
         highest = max(map(max, one["losses"]))
         rows.append([name, *(f"{number:.3g}" for number in (one["at_image"], one["highest_in_ball"], highest))])
@@ -103,7 +103,7 @@ def _autoattack(study: Document) -> str:
     if not found:
         return "AutoAttack's package was not installed where this was measured; where it is, its numbers stand here."
     rows = [["model", "natural", "AutoAttack", "seeds"]]
-    for name, _, models in shown(found):
+    for name, _, models in titled(found):
         cells = [spread(values(models, "autoattack", attack)) for attack in ("natural", "autoattack")]
         rows.append([name, *cells, str(len(models))])
     return markdown(rows)

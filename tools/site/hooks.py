@@ -14,7 +14,6 @@ import html
 import posixpath
 import re
 from pathlib import Path
-from typing import Any
 
 from math_core import LatexError, LatexToMathML
 from mkdocs.config.defaults import MkDocsConfig
@@ -28,23 +27,6 @@ FROM_ROOT = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "examples.
 """Pages whose sources are not in docs/."""
 
 LATEX = LatexToMathML(fancy_error=False)
-
-
-def on_config(config: MkDocsConfig) -> None:
-    config.nav = existing(config.nav)
-
-
-def existing(nav: list[Any]) -> list[Any]:
-    """The part of a navigation whose pages are there."""
-    kept: list[Any] = []
-    for entry in nav:
-        title, pages = next(iter(entry.items())) if isinstance(entry, dict) else ("", entry)
-        pages = existing(pages) if isinstance(pages, list) else pages
-        if isinstance(pages, str) and not source(pages).exists():
-            continue
-        if pages:
-            kept.append({title: pages} if title else pages)
-    return kept
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
