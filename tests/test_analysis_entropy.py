@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from adt_fast import NoiseStream
 from adt_fast.analysis import distribution_entropy, entropy_sweep, sweep_methods
 from adt_fast.analysis.entropy import sampled_neg_log_density
 from adt_fast.attacks import EXP, EXPAM, PGD
+from adt_fast.checkpoint import load_model
 from adt_fast.config import TrainConfig
+from adt_fast.evaluation import evaluate_accuracy
+from adt_fast.experiment import TrainingRun
 from adt_fast.trainer import Trainer
 
 EPSILON = 8 / 255
@@ -193,6 +197,27 @@ def test_a_larger_lambda_learns_a_wider_distribution(tmp_path):
     found = entropy_sweep(config, tmp_path, entropy_weights=(0.0, 1.0), samples=50)
     low, high = (point.entropy_per_element for point in found.points)
     assert low + 0.1 < high < math.log(0.3)
+
+
+def test_a_sweep_measures_the_average_of_the_weights(tmp_path):
+    config = small(
+        method="adt-exp", generator_width=None, steps=1, samples=1, train_limit=512, test_limit=200, epochs=2,
+        ema_decay=0.99,
+    )  # fmt: skip
+    (point,) = entropy_sweep(config, tmp_path, entropy_weights=(0.01,), samples=5).points
+    (folder,) = (tmp_path / "runs").iterdir()
+    run = TrainingRun(replace(config, entropy_weight=0.01, output=folder), resume=True)
+    average, _ = load_model(folder / "model.safetensors")
+    measured, others = (
+        (float(evaluate_accuracy(model, run.test_data)),
+         float(evaluate_accuracy(model, run.test_data, PGD(model, 0.15, steps=20, noise=NoiseStream(0)))),
+         distribution_entropy(EXP(model, 0.15, steps=1, samples=1, noise=NoiseStream(0)), run.test_data,
+                              samples=5, seed=0).mean_per_element)
+        for model in (average, run.model)
+    )  # fmt: skip
+    run.close()
+    assert (point.natural, point.robust, point.entropy_per_element) == measured
+    assert all(one != other for one, other in zip(measured, others)), "or this test would not see the difference"
 
 
 def test_sweep_of_what_has_no_explicit_distribution(tmp_path):

@@ -155,23 +155,23 @@ def _train_and_measure(config: TrainConfig, output: Path, samples: int) -> Entro
     folder = RunFolder.named_by_time(str(output / "runs" / f"{config.method}-{config.entropy_weight:g}"))
     run = TrainingRun(replace(config, output=folder.path))
     run.train()
-    attack = PGD(run.model, run.config.epsilon, steps=20, noise=NoiseStream(run.config.seed))
+    attack = PGD(run.trained_model, run.config.epsilon, steps=20, noise=NoiseStream(run.config.seed))
     assert run.config.entropy_weight is not None  # all of sweep_methods() have one
     entropy = distribution_entropy(maximizer_in_float32(run), run.test_data, samples=samples, seed=run.config.seed)
     return EntropyPoint(
         entropy_weight=run.config.entropy_weight,
-        natural=float(evaluate_accuracy(run.model, run.test_data, progress="natural")),
-        robust=float(evaluate_accuracy(run.model, run.test_data, attack, progress="PGD-20")),
+        natural=float(evaluate_accuracy(run.trained_model, run.test_data, progress="natural")),
+        robust=float(evaluate_accuracy(run.trained_model, run.test_data, attack, progress="PGD-20")),
         entropy_per_element=entropy.mean_per_element,
         standard_error=entropy.standard_error_per_element,
     )
 
 
 def maximizer_in_float32(run: TrainingRun) -> EXP | EXPAM:
-    """The run's maximizer, networks as trained, on an engine in float32 and with noise of its own."""
+    """The run's maximizer on its trained model: networks as trained, an engine in float32, noise of its own."""
     trained, config = run.trainer.method, run.config
     again = create_method(
-        config.method, run.model, epsilon=config.epsilon, image_shape=run.test_data.image_shape,
+        config.method, run.trained_model, epsilon=config.epsilon, image_shape=run.test_data.image_shape,
         model_mode=config.model_mode, noise=NoiseStream(config.seed), engine=FLOAT32, **config.method_options(),
     )  # fmt: skip
     if trained.joint is not None and again.joint is not None:
