@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ import yaml
 from folders import contents
 
 from adt_fast import cli
+from adt_fast._runs.generator_attacks import fitted_attack
+from adt_fast._runs.trained_model import TrainedModel
 from adt_fast._settings.method_options import METHOD_OPTIONS
-from adt_fast.attacks import PGD
+from adt_fast.attacks import PGD, exp_am_recipe, imp_am_recipe
 from adt_fast.checkpoint import load_model
 from adt_fast.commands import evaluate as evaluate_command
-from adt_fast.config import TrainConfig
+from adt_fast.config import TrainConfig, TrainedModelConfig
 from adt_fast.experiment import TrainingRun
 from adt_fast.methods import method_names, method_spec
 from adt_fast.trainer import Trainer
@@ -267,6 +270,14 @@ def test_evaluate_can_be_interrupted_and_resumed(tmp_path, capsys, monkeypatch):
         (["--attacks", "exp-am:epoch=3"], "did you mean 'epochs'"),
         (["--attacks", "l2l,exp-am:epoch=3"], "did you mean 'epochs'"),
         (["--attacks", "l2l,pgd20"], "unknown attack 'pgd20'"),
+        (["--attacks", "l2l,exp-am:epochs=none"], "epochs must be an int"),
+        (["--attacks", "l2l,exp-am:train_limit=0"], "train_limit must be in"),
+        (["--attacks", "l2l,exp-am:generator_learning_rate=0"], "learning_rate"),
+        (["--attacks", "l2l,exp-am:gradient_scale=maximum"], "gradient_scale must be one of"),
+        (["--attacks", "l2l,imp-am:recipe=ours"], "recipe must be one of"),
+        (["--attacks", "exp-am,l2l:recipe=paper"], "unknown option of the attack 'recipe'"),
+        (["--attacks", "l2l,exp-am:restarts=0"], "restarts must be in"),
+        (["--attacks", "l2l,exp-am:entropy_weight=much"], "entropy_weight must be"),
         (["--attacks", "exp-am", "--norm", "l2"], "of the L-infinity ball alone"),
         (["--attacks", "transfer-pgd-20"], "source must be given"),
         (["--attacks", "transfer-pgd-20", "--source", "nowhere"], "nowhere"),
@@ -279,6 +290,20 @@ def test_evaluate_refuses_impossible_attacks(flags, message, capsys, monkeypatch
     monkeypatch.setattr(evaluate_command, "fitted_attack", None)  # no generator is trained before
     assert cli.main(["evaluate", "run", *flags, "--test-limit", "8", "--device", "cpu"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_options_of_attacks_with_a_generator():
+    train("--output", "run", "--method", "standard")
+    trained = TrainedModel(TrainedModelConfig(Path("run"), test_limit=8, device="cpu"))
+    of_training = ":epochs=1:train_limit=8:generator_width=8"
+    of_attack = ":recipe=paper:gradient_scale=max_abs:entropy_weight=0.5:restarts=2"
+    imp_am = fitted_attack(f"imp-am{of_training}{of_attack}", trained, None, progress=False)
+    assert imp_am.recipe == imp_am_recipe("paper", gradient_scale="max_abs")
+    assert (imp_am.gradient_scale, imp_am.entropy_weight, imp_am.restarts) == ("max_abs", 0.5, 2)
+    exp_am = fitted_attack(f"exp-am{of_training}", trained, None, progress=False)
+    assert exp_am.recipe == exp_am_recipe("published") and exp_am.entropy_weight == 0.01
+    l2l = fitted_attack(f"l2l{of_training}:gradient_scale=batch_mean", trained, None, progress=False)
+    assert l2l.gradient_scale == "batch_mean"
 
 
 def test_evaluate_refuses_impossible_settings(capsys):

@@ -13,7 +13,7 @@ from torch import nn
 
 from .._runs.folder import checkpoint_of
 from .._runs.folder_lock import FolderLock
-from .._runs.generator_attacks import fitted_attack, generator_options, is_generator_attack
+from .._runs.generator_attacks import check_generator_attack, fitted_attack, is_generator_attack
 from .._runs.trained_model import TrainedModel
 from .._settings.arguments import Folder, argument, default_is
 from ..checkpoint import load_model
@@ -81,7 +81,7 @@ class Evaluate(TrainedModelConfig):
         engine = EngineOptions(precision=self.precision)
         for name in names:
             if is_generator_attack(name):
-                generator_options(name, trained)
+                check_generator_attack(name, trained)
             else:
                 create_attack(name, trained.model, trained.epsilon, norm=trained.norm, source=source, engine=engine,
                               pool=pool)  # fmt: skip
