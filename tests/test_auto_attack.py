@@ -1,4 +1,4 @@
-"""AutoAttack, with a stand-in for its package: what it is called with, and what it leaves behind."""
+"""AutoAttack: by a stand-in for its package, what that is called with and leaves behind; and the package itself."""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -83,3 +83,18 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "autoattack", None)
     with pytest.raises(ImportError, match="pip install git"):
         AutoAttack(TinyClassifier())
+
+
+@pytest.mark.parametrize("norm, epsilon", [("linf", 0.25), ("l2", 1.0)])
+def test_the_package_itself(problem, norm, epsilon):
+    pytest.importorskip("autoattack", reason="its authors' package is on no index; docs/attacks.md says how to get it")
+    model, images, _ = problem
+    labels = model.eval()(images).argmax(1)
+    attack = AutoAttack(model.train(), epsilon, norm=norm, seed=7)
+    found = attack(images, labels)
+    moved = (found.double() - images.double()).flatten(1)
+    size = moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)
+    still_right = model.eval()(found).argmax(1) == labels
+    assert found.min() >= 0 and found.max() <= 1 and (size <= epsilon * (1 + 1e-6)).all()
+    assert torch.equal(size == 0, still_right), "an image is moved if and only if that makes the model wrong"
+    assert not still_right.all(), "a ball this wide has adversarial examples"

@@ -109,10 +109,10 @@ def hessian_curvature(
     generalised Gauss-Newton matrix, whose rank is below the number of classes and which has no negative eigenvalue.
 
     The paper reports 1.83 +- 6.37 for standard training and 0.024 +- 0.048 for AT-PGD, over 1,000 test images of
-    CIFAR-10. It does not say how the loss is scaled, and its published code does not compute this. The Hessian in an
-    image of the mean loss of a batch of B is 1 / B of that of the image's own loss, so who differentiates PyTorch's
-    default reduction for 100 images at once has numbers 100 times smaller than ours: ``reduction="batch_mean"``. Which
-    it was we do not know; hold ratios between models against the paper's rather than numbers.
+    CIFAR-10, and does not say how the loss is scaled. The Hessian in an image of the mean loss of a batch of B is 1 / B
+    of that of the image's own loss. A script of one of the authors (cal_hessian.py in the history of
+    github.com/thudzj/ADT) differentiates the mean loss of 100 images: ``reduction="batch_mean"``. Hold ratios between
+    models against the paper's rather than numbers.
 
     Args:
         model: images ``[B, C, H, W]`` in [0, 1] -> logits; it normalises inside. It runs in eval mode, in the images'

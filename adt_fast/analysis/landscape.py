@@ -110,8 +110,9 @@ def loss_landscape(
     """The cross entropy of a few images over the plane x + a d_g + b d_r.
 
     d_g is the direction of the gradient of the image's cross entropy at x, of unit L-infinity norm; d_r has elements of
-    1 and -1 with equal probability (Rademacher). The paper says no more of its Figure 4, and its published code does
-    not draw it: the range, and which form of the gradient, are choices of ours.
+    1 and -1 with equal probability (Rademacher). The paper says no more of its Figure 4. The range and the gradient's
+    sign are those of a script of one of the authors (plot_loss_surface.py in the history of github.com/thudzj/ADT),
+    which besides draws d_r again until it is orthogonal to d_g, for one image at a time.
 
     Args:
         model: images ``[B, C, H, W]`` in [0, 1] -> logits; it normalises inside. It runs in eval mode, in float32, and

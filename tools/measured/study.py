@@ -90,7 +90,7 @@ def _curvature(study: Document) -> str:
 
 
 def _landscape(study: Document) -> str:
-    rows = [["model", "loss at the image", "highest within epsilon", "highest within 10 epsilon"]]
+    rows = [["model", "loss at the image", "highest within epsilon", "highest in the picture"]]
     for name, _, models in titled(by_name(study, "landscape")):
         one = models[0]["landscape"]
         highest = max(map(max, one["losses"]))
