@@ -334,10 +334,32 @@ def test_the_instruction_set_does_not_show(dtype: torch.dtype) -> None:
             torch.testing.assert_close(other[name], best[name], rtol=4 * epsilon, atol=4 * epsilon)
 
 
+@pytest.mark.parametrize("name", supported_instruction_sets())
+@pytest.mark.parametrize("flush", [False, True])
+def test_subnormals_of_float16_are_read_as_they_are(name: str, flush: bool, load: Callable) -> None:
+    """Every finite float16, times one and plus zero; whatever torch.set_flush_denormal says of float32."""
+    load(ADT_FAST_CPU_ISA=name)
+    numbers = torch.arange(0x7C00, dtype=torch.int16).view(torch.float16)
+    x = torch.cat([numbers, -numbers]).view(1, 1, 2, -1)
+    one, zero = torch.ones(1), torch.zeros(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the flag is this thread's
+    try:
+        torch.set_flush_denormal(flush)
+        same = ops.affine_relu(x, one, zero, relu=False)
+        # All but the last few, which are not a whole vector, and then one at a time.
+        single = [ops.affine_relu(x[..., at : at + 1], one, zero, relu=False) for at in (1, 2, 0x3FF, 0x400)]
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+    assert torch.equal(same, x)
+    assert torch.equal(torch.cat(single, 3), x[..., [1, 2, 0x3FF, 0x400]])
+
+
 # ---- Processes -----------------------------------------------------------------------------------------------------
 
 FORK = """
-import os, sys, torch
+import os, resource, sys, torch
 from adt_fast import NoiseStream, ops
 
 torch.set_num_threads(2)
@@ -346,6 +368,9 @@ expected = ops.normal(x, noise, samples=5)  # starts the worker threads, which a
 child = os.fork()
 if child == 0:
     torch.set_num_threads(int(sys.argv[1]))
+    if sys.argv[2:]:  # memory for the result and the stacks of a few threads, in bytes
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)
     drawn = ops.normal(x, noise, samples=5)
     torch.set_num_threads(1)  # torch's own operators would wait for the parent's threads
     os._exit(0 if torch.equal(drawn, expected) else 1)
@@ -353,11 +378,12 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.parametrize("threads", ["1", "2"])
-def test_an_operator_runs_in_a_forked_child(threads: str) -> None:
-    """With one thread, as in a DataLoader's workers, and with several."""
-    program = subprocess.Popen([sys.executable, "-c", FORK, threads], start_new_session=True)
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="not Linux")
+@pytest.mark.parametrize("threads", ["1", "2", "12"])
+@pytest.mark.parametrize("memory", [[], [str(32 * 2**20)]], ids=["", "too few threads to be had"])
+def test_an_operator_runs_in_a_forked_child(threads: str, memory: list[str]) -> None:
+    """With one thread, as in a DataLoader's workers, and with several, also where some cannot be started."""
+    program = subprocess.Popen([sys.executable, "-c", FORK, threads, *memory], start_new_session=True)
     try:
         assert program.wait(timeout=30) == 0
     finally:

@@ -1,4 +1,8 @@
 // Chooses the instruction set at run time, cuts the work into items and hands them to threads.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -76,7 +80,9 @@ bool supported(const KernelTable& table) {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2");
   }
   if (std::strcmp(table.name, "avx2") == 0) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;  // f16c is a name that GCC's __builtin_cpu_supports does not know
+    const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+    return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   }
   return __builtin_cpu_supports("sse4.2");
 #else

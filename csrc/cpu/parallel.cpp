@@ -6,6 +6,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -59,10 +60,17 @@ void parallel_for(int64_t items, int threads, const std::function<void(int64_t, 
   if (parts <= 1) return job.run_share(0, 1);
   if (openmp() && !forked) return openmp().parallel(run_openmp_share, &job, static_cast<unsigned>(parts), 0);
   std::vector<std::thread> helpers;
-  for (int64_t part = 1; part < parts; ++part) {
-    helpers.emplace_back([&job, part, parts] { job.run_share(part, parts); });
+  helpers.reserve(parts - 1);
+  int64_t given_away = 1;  // part 0 is this thread's
+  try {
+    for (; given_away < parts; ++given_away) {
+      helpers.emplace_back([&job, given_away, parts] { job.run_share(given_away, parts); });
+    }
+  } catch (const std::system_error&) {
+    // The system has no more threads: this one does what is left.
   }
   job.run_share(0, parts);
+  for (int64_t part = given_away; part < parts; ++part) job.run_share(part, parts);
   for (std::thread& helper : helpers) helper.join();
 }
 

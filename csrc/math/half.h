@@ -44,11 +44,14 @@ template <class U, class V> ADT_INLINE U float16_bits(V value) {
 }
 
 template <class V, class U> ADT_INLINE V from_float16_bits(U bits) {
-  const U magnitude = (bits & 0x7fffu) << 13, sign = (bits & 0x8000u) << 16;
-  // Multiplying by 2^112 moves the exponent bias from 15 to 127 and normalises subnormals on the way.
-  const U finite = bit_cast<U>(bit_cast<V>(magnitude) * splat<V>(5.192296858534828e33));
-  const U infinite_or_nan = magnitude | 0x7f800000u;
-  return bit_cast<V>(sign | (magnitude >= 0x0f800000u ? infinite_or_nan : finite));
+  const U magnitude = bits & 0x7fffu, sign = (bits & 0x8000u) << 16;
+  // A subnormal is that many 2^-24, which are the last bits of numbers from 0.5 to 1. No operand is subnormal in
+  // float, so neither torch.set_flush_denormal nor the compiler can flush one.
+  const U subnormal = bit_cast<U>(bit_cast<V>(magnitude | 0x3f000000u) - splat<V>(0.5));
+  const U normal = (magnitude << 13) + 0x38000000u;  // the exponent's bias is 127 instead of 15
+  const U infinite_or_nan = (magnitude << 13) | 0x7f800000u;
+  const U finite = magnitude < 0x0400u ? subnormal : normal;
+  return bit_cast<V>(sign | (magnitude >= 0x7c00u ? infinite_or_nan : finite));
 }
 
 // One stored element to and from the type it is computed in.
