@@ -53,9 +53,9 @@ template <class Tile> constexpr int kInFlight = 1;
 template <> constexpr int kInFlight<VectorTile<1>> = 4;
 template <> constexpr int kInFlight<ChannelTile> = 4;
 
-// Blocks that fill the largest of today's GPUs, 132 multiprocessors of 2048 threads. With fewer, a thread does no more
-// examples than it must.
-constexpr int64_t kFullGrid = 132 * 2048 / kTileThreads;
+// Blocks that fill the largest of today's GPUs, of less than 192 multiprocessors with 2048 threads. With fewer, a
+// thread does no more examples than it must.
+constexpr int64_t kFullGrid = 192 * 2048 / kTileThreads;
 
 template <class Tile> Partition partition_of(const Shape& shape) {
   Partition partition = Partition::of<Tile>(shape);

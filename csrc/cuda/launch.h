@@ -22,9 +22,9 @@ ADT_INLINE int64_t divide_up(int64_t dividend, int64_t divisor) { return (divide
 class Launcher {
  public:
   Launcher(int device, void* stream) : stream_(static_cast<cudaStream_t>(stream)) {
-    error_ = cudaGetDevice(&previous_);
+    keep(cudaGetDevice(&previous_));
     if (error_ != cudaSuccess || previous_ == device) return;
-    error_ = cudaSetDevice(device);
+    keep(cudaSetDevice(device));
     changed_ = error_ == cudaSuccess;
   }
   ~Launcher() {
@@ -41,15 +41,20 @@ class Launcher {
     config.gridDim = dim3(static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid));
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.stream = stream_;
-    cudaLaunchKernelEx(&config, kernel, arguments...);
-    error_ = cudaGetLastError();
+    keep(cudaLaunchKernelEx(&config, kernel, arguments...));
   }
 
   int error() const { return static_cast<int>(error_); }
 
  private:
+  // The runtime remembers an error until it is asked for it: forgotten here, it is not taken for a later call's.
+  void keep(cudaError_t error) {
+    error_ = error;
+    if (error != cudaSuccess) cudaGetLastError();
+  }
+
   cudaStream_t stream_;
-  cudaError_t error_;
+  cudaError_t error_ = cudaSuccess;
   int previous_ = 0;
   bool changed_ = false;
 };

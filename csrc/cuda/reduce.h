@@ -4,6 +4,8 @@
 
 #include <cuda_runtime.h>
 
+#include "launch.h"
+
 namespace adt {
 namespace cuda {
 namespace {

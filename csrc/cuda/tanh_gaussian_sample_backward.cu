@@ -32,6 +32,7 @@ __global__ void __launch_bounds__(kTileThreads)
 
     T grad_x[Tile::kElements] = {}, grad_mu[Tile::kElements] = {}, grad_sigma[Tile::kElements] = {};
     T density_weight = 0;
+    // As in the ascent step, to where its sums begin: the ascent scales the gradient and weights all densities alike.
     for (int sample = 0; sample < static_cast<int>(args.samples); ++sample) {
       const T weight = grad_density ? grad_density[sample * args.shape.batch + example] : T(0);
       density_weight += weight;

@@ -24,7 +24,7 @@ import numpy as np
 CODES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 HOLDERS = {"float32": np.float32, "float64": np.float64, "bfloat16": np.uint16, "float16": np.float16}
 
-CPU_DEVICE, EMULATED_DEVICE = -1, 0
+CPU_DEVICE, EMULATED_DEVICE, MISSING_DEVICE = -1, 0, 3
 BALL = (0.3, 0.0, 1.0)  # epsilon, lower, upper; so wide that many elements are clamped
 DRAW, NEXT_DRAW, FIRST_EXAMPLE = 3, 4, 2
 LOG_OFFSET = 1e-8
@@ -337,6 +337,14 @@ def outputs(module: ModuleType, device: int, case: Case) -> dict[str, np.ndarray
     return buffers.outputs
 
 
+def refused(module: ModuleType, device: int, case: Case) -> bool:
+    try:
+        outputs(module, device, case)
+    except RuntimeError:
+        return True
+    return False
+
+
 def differences(case: Case, emulated: dict[str, np.ndarray], cpu: dict[str, np.ndarray]) -> Iterator[str]:
     for name, expected in cpu.items():
         actual = emulated[name]
@@ -372,6 +380,10 @@ def main() -> int:
     module = load(str(arguments.module))
     count = 0
     for name in arguments.operators:
+        # Whose error is the call's own: the next one, below, must not be blamed for it.
+        if not refused(module, MISSING_DEVICE, next(case for case in cases(name) if case.elements)):
+            print(f"{name} ran on a device that is not there")
+            return 1
         for case in cases(name):
             cpu = outputs(module, CPU_DEVICE, case)
             for order in ("forward", "reverse"):
