@@ -4,6 +4,7 @@ import os
 import re
 import runpy
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -72,6 +73,8 @@ class CMakeBuild(build_ext):
         ]
         if architectures := os.environ.get("ADT_FAST_CUDA_ARCHITECTURES"):
             configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
+        # Of an environment that is not active, too: there pip's --no-build-isolation finds Python alone.
+        os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")))
         self.spawn(configure)
         self.spawn(["cmake", "--build", str(build), "--target", "_C"])
         self._copy_beside_sources(extension)
