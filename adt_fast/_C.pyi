@@ -1,7 +1,7 @@
 """The native core (csrc/bindings.cpp): raw addresses in, nothing out. Tensors are given by their ``data_ptr()``.
 
 Every operator takes the target (device, stream, threads), device -1 being the CPU, and types as the codes of
-:data:`adt_fast._native.DTYPE_CODES`. What an argument means is said in csrc/kernels.h.
+:data:`adt_fast._operators.native.DTYPE_CODES`. What an argument means is said in csrc/kernels.h.
 """
 
 from typing import TypeAlias
