@@ -18,7 +18,7 @@ from ..input_gradient import EngineOptions
 from ..noise import NoiseStream, seeded_by_torch
 
 # A script calls once a minibatch: what a maximizer prepares is kept as long as the optimizer lives.
-_maximizers: WeakKeyDictionary[Optimizer, tuple[dict[str, Any], EXP]] = WeakKeyDictionary()
+_maximizers: WeakKeyDictionary[Optimizer, tuple[dict[str, Any], EXP, NoiseStream]] = WeakKeyDictionary()
 
 
 def adt_loss(
@@ -76,9 +76,14 @@ def adt_loss(
 
 
 def _maximizer(model: nn.Module, optimizer: Optimizer, settings: dict[str, Any], noise: NoiseStream | None) -> EXP:
-    known, maximizer = _maximizers.get(optimizer, ({}, None))
-    if maximizer is None or known != settings or maximizer.model is not unwrap(model):
-        maximizer = EXP(model, recipe="published", engine=EngineOptions(precision="tf32"), noise=noise, **settings)
-        _maximizers[optimizer] = settings, maximizer
-    maximizer.noise = seeded_by_torch(device_of(model)) if noise is None else noise
+    kept = _maximizers.get(optimizer)
+    if kept is None or kept[0] != settings or kept[1].model is not unwrap(model):
+        own = NoiseStream(0, device_of(model) or "cpu")
+        options: dict[str, Any] = {"recipe": "published", "engine": EngineOptions(precision="tf32")} | settings
+        kept = settings, EXP(model, noise=own if noise is None else noise, **options), own
+        _maximizers[optimizer] = kept
+    _, maximizer, own = kept
+    if noise is None:
+        own.state.copy_(seeded_by_torch().state)  # in place, for a CUDA graph reads it where it is
+    maximizer.noise = own if noise is None else noise
     return maximizer

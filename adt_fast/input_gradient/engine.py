@@ -215,6 +215,7 @@ class InputGradient:
         key: Hashable | None,
     ) -> tuple[Tensor, ...]:
         def run(images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            session.forget_gradients()  # of a capture that failed: they were never computed
             return *loop(session, images, labels), session.take_magnitudes(images.device)
 
         if key is not None and self._graph_wanted(images.device):

@@ -44,8 +44,9 @@ class EngineOptions:
     """``torch.compile`` the twin: faster on some models and machines, after a minute of compilation."""
 
     graph: bool | Literal["auto"] = "auto"
-    """Capture the whole inner loop of an attack in a CUDA graph, one for each shape of a minibatch. ``"auto"``: on
-    CUDA."""
+    """Capture the whole inner loop of an attack in a CUDA graph, one for each shape of a minibatch and, where a minibatch
+    is shared or goes through in parts, each place of the images in it. Of more than 32 the one used longest ago is
+    dropped; all work in the same memory. ``"auto"``: on CUDA."""
 
     chunk: int | Literal["auto"] | None = "auto"
     """At most this many examples go through the classifier at once, >= 1; None for all. ``"auto"``: as many as fit in

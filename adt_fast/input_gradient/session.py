@@ -113,6 +113,11 @@ class GradientSession:
         self._magnitudes = []
         return magnitudes
 
+    def forget_gradients(self) -> None:
+        """Drops what was noted of gradients so far."""
+        self._magnitudes = []
+        self._last = None
+
     def require_finite(self, magnitudes: Tensor) -> None:
         """Raises FloatingPointError where one of the gradients was not finite, by their magnitudes ``[n]``, see
         :meth:`take_magnitudes`. Waits for the device."""
