@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import ops
+from .._support.arithmetic import float32_arithmetic
 from .._support.batch_check import BatchCheck
 from .._support.checks import check_choice, check_int, check_positive
 from .._support.model_state import check_model, frozen_parameters, model_mode, unwrap
-from ..input_gradient.options import float32_arithmetic
 from ..losses import cross_entropy
 from ..noise import NoiseStream
 from . import _figures
@@ -171,8 +171,7 @@ def _hessian_products(model: nn.Module, images: Tensor, labels: Tensor) -> Itera
     Images do not see one another in eval mode, so the Hessian of the sum of the losses is that of each, side by side.
     """
     model, device = unwrap(model), images.device
-    autocast_off = torch.autocast(device.type, enabled=False)
-    with model_mode(model, "eval"), frozen_parameters(model), float32_arithmetic("fp32", device), autocast_off:
+    with model_mode(model, "eval"), frozen_parameters(model), float32_arithmetic(device):
         with torch.inference_mode(False), torch.enable_grad():
             x = images.detach().clone().requires_grad_()
             losses = cross_entropy(model(x), labels)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from .._support.arithmetic import float32_arithmetic
 from .._support.batch_check import BatchCheck
 from .._support.checks import check_int
 from .._support.checks import shown as as_shown
@@ -202,7 +203,7 @@ def _checked_names(names: Sequence[str] | None, classes: int) -> tuple[str, ...]
 @torch.no_grad()
 def _probabilities(model: nn.Module, images: Tensor) -> Tensor:
     """Of each class, ``[B, num_classes]``, float64."""
-    with model_mode(model, "eval"), torch.autocast(images.device.type, enabled=False):
+    with model_mode(model, "eval"), float32_arithmetic(images.device):
         return model(images).double().softmax(1)
 
 

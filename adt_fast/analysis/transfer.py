@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .._support.arithmetic import float32_arithmetic
 from .._support.checks import check_ball, check_int
 from .._support.model_state import check_model, model_mode
 from ..attacks import MIM, PGD, Attack
@@ -154,6 +155,6 @@ def _correct(models: Mapping[str, nn.Module], images: Tensor, labels: Tensor) ->
     """How many images each model gets right, ``[models]``, int64, on the CPU."""
     counts = []
     for model in models.values():
-        with model_mode(model, "eval"), torch.autocast(images.device.type, enabled=False):
+        with model_mode(model, "eval"), float32_arithmetic(images.device):
             counts.append(int((model(images).argmax(1) == labels).sum()))
     return torch.tensor(counts)

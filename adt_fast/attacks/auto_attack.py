@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from .._support.arithmetic import float32_arithmetic
 from .._support.batch_check import BatchCheck
 from .._support.checks import check_ball, check_choice, check_int
 from .._support.model_state import check_model, frozen_parameters, model_mode, unwrap
@@ -75,8 +76,7 @@ class AutoAttack:
         # The package draws from PyTorch's global generators, and seeds them.
         own_numbers = kept_random_state(images.device)
         borrowed = model_mode(self.model, "eval"), frozen_parameters(self.model)
-        autocast_off = torch.autocast(images.device.type, enabled=False)
-        with torch.inference_mode(False), own_numbers, borrowed[0], borrowed[1], autocast_off:
+        with torch.inference_mode(False), own_numbers, borrowed[0], borrowed[1], float32_arithmetic(images.device):
             images, labels = images.clone(), labels.clone()
             attack = self._package(
                 self.model, norm=_NORMS[self.norm], eps=self.epsilon, version=self.version, seed=self.seed,

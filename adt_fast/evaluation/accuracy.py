@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .._support.arithmetic import float32_arithmetic
 from .._support.checks import check_int
 from .._support.model_state import check_model, device_of, model_mode
 from .._support.state_checks import check_keys
@@ -52,8 +53,8 @@ def evaluate_accuracy(
 ) -> Accuracy:
     """A classifier's accuracy, natural or under an attack.
 
-    The model is in eval mode and in its own precision (autocast is off) whatever the caller's settings; afterwards
-    every module is in the mode it had.
+    The model is in eval mode and in its own precision (autocast is off, and so is TF32) whatever the caller's settings;
+    afterwards every module is in the mode it had.
 
     Args:
         model: images ``[B, C, H, W]`` in [0, 1] -> logits; it normalises inside.
@@ -75,7 +76,7 @@ def evaluate_accuracy(
     correct = total = 0
     batches = in_batches(model, data, batch_size)
     bar = tqdm(batches, desc=progress, unit="batch", leave=False, disable=True if progress is None else None)
-    with bar, model_mode(model, "eval"), torch.autocast(device.type, enabled=False):
+    with bar, model_mode(model, "eval"), float32_arithmetic(device):
         for images, labels in checked_batches(model, bar):
             adversarial = images if attack is None else attack(images, labels)
             with torch.no_grad():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import __version__
+from .._support.arithmetic import float32_arithmetic
 from .._support.checks import check_ball, check_bool, check_choice, check_int
 from .._support.model_state import check_model, device_of, model_mode, unwrap
 from .._support.random_state import kept_random_state
@@ -56,9 +57,10 @@ def evaluate(
         A_rob = 1/N sum_i min_a I(argmax f(a(x_i)) = y_i),
 
     the minimum over the attacks and the natural image: an image that is misclassified as it is counts as not robust,
-    under every attack, and is not attacked. The model runs in eval mode, in its own precision whatever the caller's
-    autocast, and is as it was afterwards. Every batch has random numbers of its own for every attack, so the outcome
-    depends neither on the other attacks nor on where an evaluation was stopped and resumed.
+    under every attack, and is not attacked. The model runs in eval mode, in its own precision (autocast is off, and so
+    is TF32) whatever the caller's settings and the attack's ``engine``, and is as it was afterwards. Every batch has
+    random numbers of its own for every attack, so the outcome depends neither on the other attacks nor on where an
+    evaluation was stopped and resumed.
 
     Args:
         model: images ``[B, C, H, W]`` in [0, 1] -> logits ``[B, num_classes]``; it normalises inside.
@@ -156,7 +158,7 @@ class _Evaluation:
         with ExitStack() as stack:
             stack.enter_context(bar)
             stack.enter_context(model_mode(self.model, "eval"))
-            stack.enter_context(torch.autocast(device.type, enabled=False))
+            stack.enter_context(float32_arithmetic(device))
             stack.enter_context(kept_random_state(device))  # a model may draw
             stack.callback(self.outcomes.save, force=True)  # whatever ends it
             for index, (images, labels) in enumerate(checked_batches(self.model, bar)):

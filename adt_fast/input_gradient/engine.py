@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._support.arithmetic import float32_arithmetic
 from .._support.checks import check_finite, check_int, check_not_negative, dtype_name
 from .._support.model_state import ModelMode, check_mode, check_model, frozen_parameters, model_mode, unwrap
 from .._support.state_checks import check_keys
@@ -17,7 +18,7 @@ from ..losses import PerExampleLoss, RelativeLoss, cross_entropy
 from .chunking import activation_bytes, automatic_chunk
 from .graph import LoopGraphs
 from .guard import PrecisionGuard
-from .options import FLOAT32, EngineOptions, float32_arithmetic
+from .options import FLOAT32, EngineOptions
 from .session import GradientSession, InputGradients, Loop, check_lengths
 from .twin import AttackTwin, TwinUnavailable, hooked_module
 
@@ -145,9 +146,7 @@ class InputGradient:
             FloatingPointError: if a gradient is not finite and ``check_finite`` is on.
         """
         check_lengths(images, labels)
-        # The precision is the options' whatever the caller's autocast.
-        autocast_off = torch.autocast(images.device.type, enabled=False)
-        with float32_arithmetic(self.options.precision, images.device), autocast_off:
+        with float32_arithmetic(images.device, tf32=self.options.precision == "tf32"):
             with self._session(images, labels) as session:
                 try:
                     return self._run(session, loop, images, labels, reads, key)
@@ -281,7 +280,7 @@ class InputGradient:
                 raise
             guard.fall_back(f"the model does not run in it ({str(error).splitlines()[0]})", final=True)
             return
-        with model_mode(self.model, "eval"), frozen_parameters(self.model), float32_arithmetic("fp32", images.device):
+        with model_mode(self.model, "eval"), frozen_parameters(self.model), float32_arithmetic(images.device):
             exact_session = GradientSession(self.model, self, dtype=images.dtype, chunk=None, loss=self.loss)
             exact = self._gradient_to_compare(exact_session, images, labels)
         guard.compare(approximate, exact)

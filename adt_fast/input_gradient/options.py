@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -44,9 +42,9 @@ class EngineOptions:
     """``torch.compile`` the twin: faster on some models and machines, after a minute of compilation."""
 
     graph: bool | Literal["auto"] = "auto"
-    """Capture the whole inner loop of an attack in a CUDA graph, one for each shape of a minibatch and, where a minibatch
-    is shared or goes through in parts, each place of the images in it. Of more than 32 the one used longest ago is
-    dropped; all work in the same memory. ``"auto"``: on CUDA."""
+    """Capture the whole inner loop of an attack in a CUDA graph, one for each shape of a minibatch and, where it is
+    shared or goes through in parts, each place of the images in it. Of more than 32 the one used longest ago is dropped;
+    all work in the same memory. ``"auto"``: on CUDA."""
 
     chunk: int | Literal["auto"] | None = "auto"
     """At most this many examples go through the classifier at once, >= 1; None for all. ``"auto"``: as many as fit in
@@ -97,21 +95,3 @@ def _automatic_precision(device: torch.device) -> str:
     if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return "bf16"
     return "fp32"
-
-
-@contextmanager
-def float32_arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """On CUDA: float32 convolutions and matrix products in IEEE float32, or in TF32 where that is the precision."""
-    if device.type != "cuda":
-        yield
-        return
-    backends: Any = torch.backends
-    settings = (backends.cudnn.conv, backends.cuda.matmul)
-    before = [setting.fp32_precision for setting in settings]
-    try:
-        for setting in settings:
-            setting.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-        yield
-    finally:
-        for setting, value in zip(settings, before):
-            setting.fp32_precision = value
