@@ -6,7 +6,10 @@ import torch.nn.functional as F
 from plain_adt import TinyClassifier, tiny_batch
 from torch import nn
 
+from adt_fast import NoiseStream
 from adt_fast._support.model_state import frozen_parameters, unwrap
+from adt_fast.analysis import distribution_entropy, exp_convergence, loss_landscape
+from adt_fast.attacks import EXP
 from adt_fast.input_gradient import EngineOptions, InputGradient
 
 
@@ -133,6 +136,42 @@ def test_exceptions_leave_no_trace(model, batch):
         assert not any(parameter.requires_grad for parameter in model.parameters())
         raise RuntimeError("inside")
     assert_same_traces(before, traces(model))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_under_inference_mode(model, batch, precision):
+    """What the engine keeps, such as a twin, is of use outside of it afterwards."""
+    model, images = model.float(), batch[0].float()
+    engine, other = (InputGradient(model, options=EngineOptions(precision=precision)) for _ in range(2))
+    expected = other(images, batch[1])
+    with torch.inference_mode():
+        inside = engine(images + 0, batch[1] + 0)
+    for result in (inside, engine(images, batch[1])):
+        assert torch.equal(result.grad, expected.grad) and torch.equal(result.losses, expected.losses)
+        result.grad.add_(1)
+
+
+ANALYSES = {
+    "maximize": lambda model, batch: EXP(model, noise=NoiseStream(1)).maximize(*batch),
+    "landscape": lambda model, batch: loss_landscape(model, *batch, steps=3),
+    "convergence": lambda model, batch: exp_convergence({"model": model}, [batch], steps=2, samples=1),
+    "entropy": lambda model, batch: distribution_entropy(EXP(model, steps=2, noise=NoiseStream(1)), [batch]),
+}
+
+
+def tensors_of(result):
+    values = result if isinstance(result, tuple) else vars(result).values()
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+@pytest.mark.parametrize("analyse", ANALYSES.values(), ids=ANALYSES)
+def test_what_calls_the_engine_runs_under_inference_mode(batch, analyse):
+    model, batch = TinyClassifier(), (batch[0].float().cpu(), batch[1].cpu())
+    expected = analyse(model, batch)
+    with torch.inference_mode():
+        found = analyse(model, batch)
+    numbers, others = map(tensors_of, (expected, found))
+    assert numbers and all(torch.equal(a, b) for a, b in zip(numbers, others, strict=True))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

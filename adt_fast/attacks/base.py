@@ -152,17 +152,14 @@ class Attack(ABC):
         if self.share is not None and self.restarts > 1:
             raise ValueError(f"share must be None with restarts, for the images that are left are not contiguous, got "
                              f"{self.share}")
-        # Evaluation loops may run under inference_mode, where nothing has a gradient: leave it, with ordinary copies.
-        with torch.inference_mode(False):
-            images, labels = (tensor.clone() if tensor.is_inference() else tensor for tensor in (images, labels))
-            found = self._run(images, labels)
-            for _ in range(self.restarts - 1):
-                remaining = self._reached(found, images, labels).logical_not().nonzero().squeeze(1)
-                if len(remaining) == 0:
-                    break
-                others = images[remaining], labels[remaining]
-                found[remaining] = self._worst(torch.stack([found[remaining], self._run(*others)]), *others)
-            return found
+        found = self._run(images, labels)
+        for _ in range(self.restarts - 1):
+            remaining = self._reached(found, images, labels).logical_not().nonzero().squeeze(1)
+            if len(remaining) == 0:
+                break
+            others = images[remaining], labels[remaining]
+            found[remaining] = self._worst(torch.stack([found[remaining], self._run(*others)]), *others)
+        return found
 
     def _run(self, images: Tensor, labels: Tensor) -> Tensor:
         """Adversarial images of one run, ``[B, C, H, W]``."""
@@ -173,7 +170,7 @@ class Attack(ABC):
     def noise_on(self, device: torch.device) -> NoiseStream:
         """The attack's noise, moved to the device if it is elsewhere."""
         if self.noise.device != device:
-            self.noise.state = self.noise.state.to(device)
+            self.noise.state = self.noise.to(device).state
         return self.noise
 
     @property

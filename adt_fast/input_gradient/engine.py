@@ -146,7 +146,9 @@ class InputGradient:
             FloatingPointError: if a gradient is not finite and ``check_finite`` is on.
         """
         check_lengths(images, labels)
-        with float32_arithmetic(images.device, tf32=self.options.precision == "tf32"):
+        # Callers may be under inference_mode, where nothing has a gradient: leave it, with ordinary copies.
+        with torch.inference_mode(False), float32_arithmetic(images.device, tf32=self.options.precision == "tf32"):
+            images, labels = (tensor.clone() if tensor.is_inference() else tensor for tensor in (images, labels))
             with self._session(images, labels) as session:
                 try:
                     return self._run(session, loop, images, labels, reads, key)

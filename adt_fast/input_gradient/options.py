@@ -43,8 +43,8 @@ class EngineOptions:
 
     graph: bool | Literal["auto"] = "auto"
     """Capture the whole inner loop of an attack in a CUDA graph, one for each shape of a minibatch and, where it is
-    shared or goes through in parts, each place of the images in it. Of more than 32 the one used longest ago is dropped;
-    all work in the same memory. ``"auto"``: on CUDA."""
+    shared or goes through in parts, each place of the images in it. Of more than 32 the one used longest ago goes. All
+    work in the same memory. ``"auto"``: on CUDA."""
 
     chunk: int | Literal["auto"] | None = "auto"
     """At most this many examples go through the classifier at once, >= 1; None for all. ``"auto"``: as many as fit in
