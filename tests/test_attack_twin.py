@@ -217,6 +217,69 @@ def test_constants_of_a_model(batch):
         assert engine.features()["twin"].startswith("on, fused")
 
 
+class KeepsTuples(WithConstants):
+    """Its constants are in a tuple, beside what is no tensor; and it keeps what it has computed last."""
+
+    def __init__(self):
+        super().__init__()
+        self.constants = (2.0, (self.shift, "shift"), object())
+
+    def forward(self, images):
+        out = self.conv(images * self.constants[0] - self.constants[1][0])
+        self.last = (out.detach().mean(0), out.detach().amax(0))
+        return out.mean((2, 3))
+
+
+def test_tensors_in_tuples(batch):
+    images, labels = (part.cpu() for part in batch)
+    model = KeepsTuples()
+    engine = InputGradient(model)
+    model(images)
+    for change in (lambda: None, lambda: None, lambda: model.shift.add_(0.7), lambda: model(images)):
+        change()
+        expected = nn.functional.cross_entropy(copy.deepcopy(model)(images), labels, reduction="none")
+        torch.testing.assert_close(engine(images, labels).losses, expected.detach())
+        assert engine.features()["twin"].startswith("on")
+    assert engine.state_dict()["twins_discarded"] == 2, "of the shift as it was, and of other outputs"
+
+
+class Volumes(nn.Module):
+    """Takes images for volumes of one layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (1, 3, 3))
+        self.norm = nn.BatchNorm3d(4)
+
+    def forward(self, images):
+        return torch.relu(self.norm(self.conv(images.unsqueeze(2)))).mean((2, 3, 4))
+
+
+class Rescaled(nn.Module):
+    """Adds what has one pixel to an image of features, and one row, one way round and the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.of_mean, self.of_rows = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, images):
+        h = torch.tanh(self.conv(images))
+        h = torch.tanh(h + self.of_mean(h.mean((2, 3), keepdim=True)))
+        return (self.of_rows(h.mean(2, keepdim=True)) + h).mean((2, 3))
+
+
+@pytest.mark.parametrize("build", [Volumes, Rescaled])
+def test_shapes_that_are_not_those_of_residual_networks(batch, capfd, build):
+    images, labels = (part.cpu() for part in batch)
+    torch.manual_seed(0)
+    model = build().eval()
+    engine = InputGradient(model, options=EngineOptions(precision="fp32"))
+    found = engine(images, labels)
+    assert engine.features()["twin"].startswith("on, fused") and capfd.readouterr().err == ""
+    expected, _ = gradient_of(model, images, labels)
+    assert relative(found.grad, expected) < 1e-5
+
+
 def test_a_model_without_parameters(batch):
     class Pixels(nn.Module):
         def forward(self, images):

@@ -151,14 +151,15 @@ class _Rewriter:
         )
 
     def _add_in_place(self, node: fx.Node) -> None:
-        """``shortcut + out`` into the memory of ``out``, if that is a convolution's output that nobody else reads."""
+        """``shortcut + out`` into the memory of ``out`` where it fits, if that is a convolution's output that nobody else
+        reads."""
         if node.op != "call_function" or node.target not in _ADD_FUNCTIONS or node.kwargs or len(node.args) != 2:
             return
         for out, other in (node.args, reversed(node.args)):
             if not (isinstance(out, fx.Node) and isinstance(other, fx.Node)):
                 continue
             if self._is_convolution(out) and self._only_user(out) is node:
-                node.target, node.args = operator.iadd, (out, other)
+                node.target, node.args = _sum_into, (out, other)
                 return
 
     def _is_convolution(self, node: fx.Node) -> bool:
@@ -177,6 +178,11 @@ class _Rewriter:
 
     def _replace_module(self, node: fx.Node, module: nn.Module) -> None:
         self.traced.set_submodule(_name(node), module)
+
+
+def _sum_into(out: Tensor, other: Any) -> Tensor:
+    """The sum, in the memory of ``out`` unless it is larger, for shapes are not known before the graph runs."""
+    return out.add_(other) if out.shape == getattr(other, "shape", out.shape) else out + other
 
 
 def _name(node: fx.Node) -> str:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from .._support.layout import to_channels_last
 from .fusion import affine_maps, fuse
-from .layers import CONVOLUTIONS, FUSED, KEEPS_PRECISION, ChannelAffine, WinogradConvolution
+from .layers import FUSED, KEEPS_PRECISION, ChannelAffine, WinogradConvolution
+
+_PLAIN = (bool, int, float, str, type(None))
 
 
 class TwinUnavailable(Exception):
@@ -43,7 +45,7 @@ class AttackTwin:
         for module in self.module.modules():
             if dtype is not None and not isinstance(module, KEEPS_PRECISION):
                 _cast(module, dtype)
-            if isinstance(module, CONVOLUTIONS):
+            if isinstance(module, nn.Conv2d):
                 to_channels_last(module)
         self.dtype = dtype or next((t.dtype for t in model.parameters() if t.is_floating_point()), probe.dtype)
         self._fused_modules = _fused_modules(self.module)
@@ -130,13 +132,20 @@ def hooked_module(model: nn.Module) -> str:
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    plain = (bool, int, float, str, type(None), tuple)
-    attributes = {name: value for name, value in vars(module).items() if isinstance(value, plain)}
-    # A tensor that is no parameter and no buffer is a constant to the copy: it must be the same one, and unchanged.
-    tensors = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
-    attributes |= {name: (id(tensor), _version(tensor)) for name, tensor in tensors.items()}
+    known = (*_PLAIN, tuple, Tensor)
+    attributes = {name: _described(value) for name, value in vars(module).items() if isinstance(value, known)}
     attributes.pop("training", None)
     return attributes
+
+
+def _described(value: Any) -> Any:
+    """What can be compared in the place of an attribute."""
+    if isinstance(value, tuple):
+        return tuple(map(_described, value))
+    # A tensor that is no parameter and no buffer is a constant to the copy: it must be the same one, and unchanged.
+    if isinstance(value, Tensor):
+        return id(value), _version(value)
+    return value if isinstance(value, _PLAIN) else id(value)
 
 
 def _version(tensor: Tensor) -> int:
