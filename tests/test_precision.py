@@ -112,6 +112,17 @@ def test_16_bits_come_back_when_a_check_passes(problem):
     assert (restored.minibatches, restored.allowed, restored.due) == (7, False, False)
 
 
+def test_a_guard_of_another_16_bit_type_is_not_gone_on_with(problem):
+    model, images, labels = problem
+    engines = [InputGradient(model, options=EngineOptions(precision=precision)) for precision in HALVES]
+    engines[0](images, labels)
+    for engine in engines:
+        engine.load_state_dict(engines[0].state_dict())
+        engine(images, labels)
+    assert [engine.guard.name for engine in engines] == ["bfloat16", "float16"]
+    assert [engine.guard.minibatches for engine in engines] == [2, 1]
+
+
 def test_an_overflow_during_the_loop_starts_it_again_in_float32(problem):
     """No comparison is due, and the loop meets an infinity: the minibatch is done in float32, from its start."""
     model, images, labels = problem

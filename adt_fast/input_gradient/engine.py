@@ -255,7 +255,8 @@ class InputGradient:
         if self._too_coarse(half):
             self._not_half_because = ": bfloat16 is too coarse for a loss relative to the natural images"
             return None
-        self.guard = self.guard or PrecisionGuard(self.options, half)
+        if self.guard is None or self.guard.name != dtype_name(half):  # a state may be of an engine in another type
+            self.guard = PrecisionGuard(self.options, half)
         if self.guard.due:
             self._compare(self.guard, half, images[:_COMPARED_IMAGES], labels[:_COMPARED_IMAGES])
         self.guard.minibatches += 1
