@@ -222,6 +222,7 @@ def test_losses_without_a_gradient(model, batch):
         ({"model_mode": "test"}, ValueError, "model_mode"),
         ({"options": "fp32"}, TypeError, "options"),
         ({"options": EngineOptions(chunk=2), "model_mode": "train"}, ValueError, "chunk"),
+        ({"options": EngineOptions(chunk=2), "model_mode": "keep"}, ValueError, "chunk"),
         ({"loss": "cross_entropy"}, TypeError, "loss"),
     ],
 )

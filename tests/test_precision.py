@@ -12,6 +12,7 @@ from torch import nn
 from adt_fast import NoiseStream
 from adt_fast.attacks import EXP, PGD
 from adt_fast.input_gradient import EngineOptions, InputGradient, PrecisionWarning
+from adt_fast.input_gradient import engine as engine_module
 from adt_fast.input_gradient.chunking import activation_bytes, automatic_chunk
 from adt_fast.input_gradient.guard import PrecisionGuard
 from adt_fast.models import create_model
@@ -188,6 +189,20 @@ def test_the_chunk_of_a_cpu_is_bounded():
     cpu = torch.device("cpu")
     assert automatic_chunk(2**30, cpu) == 8
     assert 8 < automatic_chunk(2**20, cpu) < automatic_chunk(2**10, cpu)
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_model_with_batch_statistics_is_not_cut_up(problem, monkeypatch, twin):
+    model, images, labels = problem
+    model.norm = torch.nn.BatchNorm2d(6, track_running_stats=False).to(images.device)
+    with pytest.raises(ValueError, match=r"chunk must be None or 'auto' .*\(norm has no running ones\)"):
+        InputGradient(model, options=EngineOptions(chunk=4, twin=twin))
+    monkeypatch.setattr(engine_module, "automatic_chunk", lambda *_: 2)
+    engine = InputGradient(model, options=EngineOptions(precision="fp32", twin=twin))
+    x = images.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(F.cross_entropy(model.eval()(x), labels, reduction="sum"), x)
+    torch.testing.assert_close(engine(images, labels).grad, expected)
+    assert engine.features()["chunk"].startswith("off")
 
 
 def test_a_model_for_one_batch_size_is_not_cut_up(problem):

@@ -15,7 +15,7 @@ from .._support.model_state import ModelMode, check_mode, check_model, frozen_pa
 from .._support.state_checks import check_keys
 from .._support.tensor_checks import HALF_DTYPES
 from ..losses import PerExampleLoss, RelativeLoss, cross_entropy
-from .chunking import activation_bytes, automatic_chunk
+from .chunking import activation_bytes, automatic_chunk, norm_of_the_batch
 from .graph import LoopGraphs
 from .guard import PrecisionGuard
 from .options import FLOAT32, EngineOptions
@@ -69,8 +69,12 @@ class InputGradient:
         if not isinstance(options, EngineOptions):
             raise TypeError(f"options must be EngineOptions, got {type(options).__name__}")
         check_not_negative("radius", radius)
-        if isinstance(options.chunk, int) and model_mode == "train":
-            raise ValueError("chunk must be None with model_mode='train': batch statistics would be of the chunks")
+        if isinstance(options.chunk, int) and model_mode != "eval":
+            raise ValueError(f"chunk must be None or 'auto' with model_mode={model_mode!r}: batch statistics would be of "
+                             "the chunks")
+        if isinstance(options.chunk, int) and (norm := norm_of_the_batch(model)):
+            raise ValueError(f"chunk must be None or 'auto' for a model with batch statistics in eval mode ({norm} has no "
+                             "running ones): they would be of the chunks")
         self.model = unwrap(model)
         self.loss = loss
         self.model_mode: ModelMode = model_mode
@@ -344,6 +348,8 @@ class InputGradient:
             return self.options.chunk
         if images.dim() != 4 or (self.twin is None and (self.model_mode != "eval" or hooked_module(self.model))):
             return None  # there is no measuring that nobody would notice
+        if norm_of_the_batch(self.model):
+            return None
         key = (dtype, images.shape[1:], images.device, self.twin is None)
         if key not in self._chunks:
             # The plain module: a compiled one would be compiled again for one and two images.
