@@ -191,6 +191,22 @@ def test_the_chunk_of_a_cpu_is_bounded():
     assert 8 < automatic_chunk(2**20, cpu) < automatic_chunk(2**10, cpu)
 
 
+@pytest.mark.parametrize("listed, examples", [(True, 70), (False, 90)])
+def test_the_chunk_of_a_gpu_leaves_the_memory_of_graphs_alone(monkeypatch, listed, examples):
+    """Half of what is free, as far as that is known: 100 bytes, and in PyTorch's default pool 40."""
+    def snapshot():
+        if not listed:
+            raise RuntimeError("not with this allocator")
+        sizes = [(0, (0, 0), 50, 10), (0, (0, 7), 60, 20), (1, (0, 0), 500, 0)]
+        names = ("device", "segment_pool_id", "total_size", "active_size")
+        return [dict(zip(names, values, strict=True)) for values in sizes]
+
+    for name, value in {"mem_get_info": (100, 1000), "memory_reserved": 110, "memory_allocated": 30}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", snapshot)
+    assert automatic_chunk(1, torch.device("cuda", 0)) == examples
+
+
 @pytest.mark.parametrize("twin", [False, True])
 def test_a_model_with_batch_statistics_is_not_cut_up(problem, monkeypatch, twin):
     model, images, labels = problem

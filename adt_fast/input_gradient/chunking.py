@@ -34,10 +34,23 @@ def automatic_chunk(bytes_per_example: int, device: torch.device) -> int:
     """As many examples as fit: half of a GPU's free memory; on a CPU, what its cache can help with."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What PyTorch holds and does not use is free as well.
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free += _unused(device)
         return max(1, int(free * _GPU_MEMORY_SHARE) // bytes_per_example)
     return max(_FEWEST_ON_CPU, _CPU_BYTES // bytes_per_example)
+
+
+def _unused(device: torch.device) -> int:
+    """The bytes that PyTorch holds on a GPU and does not use, but for what is set apart for CUDA graphs, which nobody
+    else can have."""
+    try:
+        segments = torch.cuda.memory_snapshot()
+    except RuntimeError:  # an allocator that keeps no list
+        return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return sum(
+        segment["total_size"] - segment["active_size"]
+        for segment in segments
+        if segment["device"] == device.index and segment["segment_pool_id"] == (0, 0)
+    )
 
 
 def _saved_bytes(model: Callable[[Tensor], Tensor], x: Tensor) -> int:

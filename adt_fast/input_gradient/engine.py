@@ -70,11 +70,11 @@ class InputGradient:
             raise TypeError(f"options must be EngineOptions, got {type(options).__name__}")
         check_not_negative("radius", radius)
         if isinstance(options.chunk, int) and model_mode != "eval":
-            raise ValueError(f"chunk must be None or 'auto' with model_mode={model_mode!r}: batch statistics would be of "
-                             "the chunks")
-        if isinstance(options.chunk, int) and (norm := norm_of_the_batch(model)):
-            raise ValueError(f"chunk must be None or 'auto' for a model with batch statistics in eval mode ({norm} has no "
-                             "running ones): they would be of the chunks")
+            raise ValueError(f"chunk must be None or 'auto' with model_mode={model_mode!r}: batch statistics would be "
+                             "of the chunks")
+        if isinstance(options.chunk, int) and (norm := norm_of_the_batch(unwrap(model))):
+            raise ValueError("chunk must be None or 'auto' for a model with batch statistics in eval mode "
+                             f"({norm} has no running ones): they would be of the chunks")
         self.model = unwrap(model)
         self.loss = loss
         self.model_mode: ModelMode = model_mode

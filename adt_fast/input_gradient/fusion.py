@@ -151,8 +151,8 @@ class _Rewriter:
         )
 
     def _add_in_place(self, node: fx.Node) -> None:
-        """``shortcut + out`` into the memory of ``out`` where it fits, if that is a convolution's output that nobody else
-        reads."""
+        """``shortcut + out`` into the memory of ``out``, if that is a convolution's output that nobody else reads, and
+        where it fits."""
         if node.op != "call_function" or node.target not in _ADD_FUNCTIONS or node.kwargs or len(node.args) != 2:
             return
         for out, other in (node.args, reversed(node.args)):

@@ -48,7 +48,8 @@ class EngineOptions:
 
     chunk: int | Literal["auto"] | None = "auto"
     """At most this many examples go through the classifier at once, >= 1; None for all. ``"auto"``: as many as fit in
-    half of a GPU's free memory, or in a few times a CPU's cache, where a smaller working set is faster."""
+    half of a GPU's free memory, or in a few times a CPU's cache, where a smaller working set is faster; all where
+    a batch norm uses the statistics of the batch, for which a number is an error."""
 
     check_every: int = 100
     """16-bit gradients are compared with float32 ones in the first and then in every so many minibatches, >= 1."""
