@@ -43,6 +43,16 @@ def test_accuracy_under_attack(model, device):
         assert robust.correct == plain_count(model, batches(), PGD(model, 0.1, steps=5, noise=NoiseStream(1)))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_wrong(model, device, bad):
+    """Though argmax takes them for the largest, and so for the class of the first image."""
+    images, _ = tiny_batch(8)
+    labels = model.eval()(images.to(device)).argmax(1).cpu()
+    assert evaluate_accuracy(model, [(images, labels)]) == Accuracy(8, 8)
+    model.register_forward_hook(lambda module, inputs, logits: logits.index_fill(1, labels[:1].to(device), bad))
+    assert evaluate_accuracy(model, [(images, labels)]) == Accuracy(0, 8)
+
+
 def test_image_data_in_any_batch_size(model):
     images, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
     data = ImageData((images * 255).round().byte(), labels, 4, "tiny", (0.5,) * 3, (0.5,) * 3)

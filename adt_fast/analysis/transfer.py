@@ -13,6 +13,7 @@ from .._support.arithmetic import float32_arithmetic
 from .._support.checks import check_ball, check_int
 from .._support.model_state import check_model, model_mode
 from ..attacks import MIM, PGD, Attack
+from ..evaluation.accuracy import is_right
 from ..evaluation.batches import Batches
 from ..noise import NoiseStream
 from . import _figures
@@ -156,5 +157,5 @@ def _correct(models: Mapping[str, nn.Module], images: Tensor, labels: Tensor) ->
     counts = []
     for model in models.values():
         with model_mode(model, "eval"), float32_arithmetic(images.device):
-            counts.append(int((model(images).argmax(1) == labels).sum()))
+            counts.append(int(is_right(model(images), labels).sum()))
     return torch.tensor(counts)

@@ -43,6 +43,16 @@ def accuracy_from_state(what: str, state: Any) -> Accuracy:
     return Accuracy(**state)
 
 
+def is_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which images are classified right, bool ``[B]``: a NaN is nobody's class, though ``argmax`` takes it for one.
+
+    Args:
+        logits: ``[B, num_classes]``; an image is wrong where one of its own is not finite.
+        labels: int64 ``[B]``.
+    """
+    return (logits.argmax(1) == labels) & torch.isfinite(logits).all(1)
+
+
 def evaluate_accuracy(
     model: nn.Module,
     data: Batches,
@@ -51,7 +61,7 @@ def evaluate_accuracy(
     batch_size: int = 256,
     progress: str | None = None,
 ) -> Accuracy:
-    """A classifier's accuracy, natural or under an attack.
+    """A classifier's accuracy, natural or under an attack; an image whose logits are not all finite counts as wrong.
 
     The model is in eval mode and in its own precision (autocast is off, and so is TF32) whatever the caller's settings;
     afterwards every module is in the mode it had.
@@ -80,6 +90,6 @@ def evaluate_accuracy(
         for images, labels in checked_batches(model, bar):
             adversarial = images if attack is None else attack(images, labels)
             with torch.no_grad():
-                correct += int((model(adversarial).argmax(1) == labels).sum())
+                correct += int(is_right(model(adversarial), labels).sum())
             total += len(images)
     return Accuracy(correct, total)

@@ -23,6 +23,7 @@ from ..data import ImageData
 from ..input_gradient import FLOAT32, EngineOptions
 from ..noise import NoiseStream
 from ..processes import Processes
+from .accuracy import is_right
 from .batches import Batches, checked_batches, checked_pair, in_batches
 from .named_attacks import AttackLike, create_attack, split_attack_names
 from .outcomes import NOT_ATTACKED, RIGHT, WRONG, Outcomes, check_state, surviving
@@ -235,8 +236,7 @@ class _Evaluation:
     def _right(self, images: Tensor, labels: Tensor) -> Tensor:
         with model_mode(self.model, "eval"):  # whatever mode an attack has left it in
             logits = self.model(images)
-        # A NaN is nobody's class.
-        return (logits.argmax(1) == labels) & torch.isfinite(logits).all(1)
+        return is_right(logits, labels)
 
     def _examples_of(self, natural: Tensor) -> Tensor:
         """The first images of the first batch that are right."""
