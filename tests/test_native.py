@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import independent_noise
 import numpy as np
@@ -106,6 +107,74 @@ def test_build_info_without_the_module_has_the_same_keys(monkeypatch: pytest.Mon
     info = adt_fast.build_info()
     assert_complete(info)
     assert not info["native"] and info["cuda_off_because"]
+
+
+# ---- GPUs for which nothing was built --------------------------------------------------------------------------------
+
+
+class Gpus:
+    """A module with GPU kernels, and GPUs of these compute capabilities, as far as Python can see."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, architectures: str, *capabilities: tuple[int, int]) -> None:
+        native._has_kernels_for.cache_clear()
+        module = {name: getattr(native.module, name) for name in dir(native.module) if not name.startswith("__")}
+        module |= {"with_cuda": True, "cuda_architectures": architectures, "cuda_toolkit": "12.8"}
+        module |= {"cuda_devices": lambda: (len(capabilities), "")}
+        monkeypatch.setattr(native, "module", SimpleNamespace(**module))
+        self.asked = 0
+
+        def capability(device: torch.device | int) -> tuple[int, int]:
+            self.asked += 1
+            return capabilities[device if isinstance(device, int) else device.index]
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Gpus]]:
+    yield functools.partial(Gpus, monkeypatch)
+    native._has_kernels_for.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "architectures, capability, runs",
+    [
+        ("75-real 80-real 120-virtual", (7, 0), False),
+        ("75-real 80-real 120-virtual", (7, 5), True),
+        ("75-real 80-real 120-virtual", (8, 9), True),
+        ("75-real 86-real 120-virtual", (8, 0), False),
+        ("75-real 80-real 120-virtual", (9, 0), False),
+        ("75-real 80-real 120-virtual", (10, 0), False),
+        ("75-real 80-real 120-virtual", (12, 1), True),
+        ("75-real 90-virtual", (12, 0), True),
+        ("80", (9, 0), True),
+        ("80", (7, 5), False),
+        ("90a", (10, 0), False),
+        ("90a-real", (9, 0), True),
+        ("100f-virtual", (10, 3), True),
+        ("100f-virtual", (12, 0), False),
+        ("native", (7, 0), True),
+    ],
+)
+def test_operators_run_natively_on_the_gpus_for_which_there_are_kernels(
+    architectures: str, capability: tuple[int, int], runs: bool, gpus: Callable[..., Gpus]
+) -> None:
+    seen = gpus(architectures, capability)
+    assert [native.runs_on(torch.device("cuda", 0)) for _ in range(3)] == [runs] * 3
+    assert seen.asked == 1, "not for every operator"
+    assert native.runs_on(torch.device("cpu"))
+    assert (adt_fast.build_info()["cuda_off_because"] == "") is runs
+
+
+def test_build_info_names_the_gpus_without_kernels(gpus: Callable[..., Gpus]) -> None:
+    gpus("75-real 80-real 80-virtual", (8, 6), (7, 0), (6, 1))
+    assert [native.runs_on(torch.device("cuda", index)) for index in range(3)] == [True, False, False]
+    because = adt_fast.build_info()["cuda_off_because"]
+    assert "kernels for 75-real 80-real 80-virtual" in because and "GPU 0" not in because
+    assert "GPU 1 (compute capability 7.0), GPU 2 (compute capability 6.1): plain PyTorch" in because
 
 
 # ---- Without the module --------------------------------------------------------------------------------------------

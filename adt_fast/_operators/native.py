@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import warnings
+from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +66,32 @@ def runs_on(device: torch.device) -> bool:
     """Whether the native module has kernels for tensors on this device."""
     if module is None:
         return False
-    return device.type == "cpu" or (device.type == "cuda" and module.with_cuda)
+    if device.type == "cuda":
+        return module.with_cuda and _has_kernels_for(module.cuda_architectures, device)
+    return device.type == "cpu"
+
+
+@cache
+def _has_kernels_for(architectures: str, device: torch.device) -> bool:
+    """Whether kernels that were built for some architectures, as CMake names them, run on a GPU."""
+    capability = torch.cuda.get_device_capability(device)
+    return any(_runs_there(one, capability) for one in architectures.split())
+
+
+def _runs_there(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether code for an architecture runs on a GPU of a compute capability, by NVIDIA's rules of compatibility.
+
+    Machine code, ``86-real``, runs within its major version, from its minor version on; PTX, ``90-virtual``, on that
+    and on all that came later; ``86`` is both. ``90a`` is for the very same capability, ``100f`` for its major version.
+    """
+    named = re.fullmatch(r"(\d+)(\d)([af]?)(?:-(real|virtual))?", architecture)
+    if named is None:  # "native" and "all" do not tell for which, and whoever built so meant the GPUs that are there
+        return True
+    built, suffix, kind = (int(named[1]), int(named[2])), named[3], named[4]
+    if suffix == "a":
+        return built == capability
+    has_ptx_for_later_ones = kind != "real" and not suffix
+    return built <= capability and (built[0] == capability[0] or has_ptx_for_later_ones)
 
 
 def target(device: torch.device) -> tuple[int, int, int]:
@@ -88,7 +115,7 @@ def build_info() -> dict[str, Any]:
         - ``threads``: how many threads an operator uses; ``thread_runtime``: who runs them.
         - ``cuda_built``, ``cuda_architectures``, ``cuda_toolkit``: the GPU kernels in the module.
         - ``cuda_devices``: names and compute capabilities of the GPUs that torch sees.
-        - ``cuda_off_because``: why GPU kernels are not in use, or ``""``.
+        - ``cuda_off_because``: why GPU kernels are not in use, on all GPUs or on those that it names, or ``""``.
     """
     from .. import __version__
 
@@ -141,4 +168,9 @@ def _cuda_off_because(native: ModuleType) -> str:
         return error or "no CUDA device was found"
     if not torch.cuda.is_available():
         return "this build of torch has no CUDA, or does not see the GPU"
+    without = [name for index, name in enumerate(_cuda_devices())
+               if not _has_kernels_for(native.cuda_architectures, torch.device("cuda", index))]  # fmt: skip
+    if without:
+        return (f"the module has kernels for {native.cuda_architectures}, which do not run on {', '.join(without)}: "
+                "plain PyTorch does there; build with ADT_FAST_CUDA_ARCHITECTURES")
     return ""
