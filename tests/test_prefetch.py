@@ -1,5 +1,7 @@
 """Prefetching: every minibatch arrives, in order, on the device, from loaders that know nothing of it."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -30,6 +32,74 @@ def test_on_a_gpu_every_batch_arrives_in_order(pin_memory):
     for (images, labels), (expected, expected_labels) in zip(seen, loader(), strict=True):
         assert torch.equal(images.cpu(), expected) and torch.equal(labels.cpu(), expected_labels)
     assert list(prefetched([], device)) == []
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_a_loader_may_fill_its_pinned_memory_again():
+    device, buffer = torch.device("cuda", torch.cuda.current_device()), torch.empty(2**24).pin_memory()
+    refilled = ((buffer.fill_(number), torch.tensor(number)) for number in range(5))
+    seen = [images.clone() for images, _ in prefetched(refilled, device)]
+    assert [(images.min().item(), images.max().item()) for images in seen] == [(number, number) for number in range(5)]
+
+
+class LateStream:
+    """A stream as slow as can be: its copies are made when somebody waits for them, or at the end."""
+
+    def __init__(self):
+        self.copies, self.waits = [], 0
+
+    def synchronize(self):
+        self.waits += 1
+        self.finish()
+
+    def finish(self):
+        while self.copies:
+            target, source = self.copies.pop(0)
+            target.copy_(source)
+
+    def wait_stream(self, other):
+        """Work of this one, which has not begun either."""
+
+    device = torch.device("cuda", 0)
+
+
+class HostTensor(torch.Tensor):
+    """One whose copies to the GPU are made by the stream."""
+
+    stream = None
+    pinned = False
+
+    def is_pinned(self):
+        return self.pinned
+
+    def pin_memory(self):
+        return host_tensor(self.as_subclass(torch.Tensor).clone(), self.stream, pinned=True)
+
+    def to(self, device, non_blocking):
+        assert device.type == "cuda" and non_blocking and self.pinned
+        target = torch.full(self.shape, -1.0)
+        self.stream.copies.append((target, self.as_subclass(torch.Tensor)))
+        return target
+
+
+def host_tensor(values, stream, *, pinned):
+    tensor = values.as_subclass(HostTensor)
+    tensor.stream, tensor.pinned = stream, pinned
+    return tensor
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_loader_may_fill_its_memory_again(pinned, monkeypatch):
+    stream = LateStream()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: LateStream())
+    buffer = torch.empty(3)
+    refilled = ((host_tensor(buffer.fill_(number), stream, pinned=pinned), "label") for number in range(4))
+    seen = [images for images, _ in prefetched(refilled, torch.device("cuda", 0))]
+    assert stream.waits == (4 if pinned else 0), "PyTorch keeps what is pinned here"
+    stream.finish()
+    assert [images.tolist() for images in seen] == [[number] * 3 for number in range(4)]
 
 
 @pytest.mark.cuda

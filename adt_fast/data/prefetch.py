@@ -13,7 +13,8 @@ def prefetched(loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) ->
     """The loader's minibatches; on CUDA, copied from pinned memory on a stream of their own, one ahead.
 
     Args:
-        loader: gives (images, labels), as a ``DataLoader`` does, with ``pin_memory`` or without.
+        loader: gives (images, labels), as a ``DataLoader`` does, with ``pin_memory`` or without. It may fill the same
+            memory again for every batch.
         device: where they go. On a CPU, and for what is no tensor or is on the device already, there is nothing to do.
     """
     if device.type != "cuda":
@@ -28,6 +29,10 @@ def prefetched(loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) ->
             yield waiting
         _receive(coming, stream)
         waiting = coming
+        if any(_is_pinned(part) for part in batch):
+            # The loader may fill that memory again. Only copies are waited for, and this one had the time in which the
+            # batch before was worked on; memory that is pinned here is PyTorch's to keep until it was copied.
+            stream.synchronize()
     if waiting is not None:
         yield waiting
 
@@ -35,8 +40,12 @@ def prefetched(loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) ->
 def _sent(part: Tensor, device: torch.device) -> Tensor:
     if not isinstance(part, Tensor) or part.device.type != "cpu":
         return part
-    pinned = part if part.is_pinned() else part.pin_memory()
+    pinned = part if _is_pinned(part) else part.pin_memory()
     return pinned.to(device, non_blocking=True)
+
+
+def _is_pinned(part: Tensor) -> bool:
+    return isinstance(part, Tensor) and part.device.type == "cpu" and part.is_pinned()
 
 
 def _receive(batch: tuple[Tensor, ...], stream: torch.cuda.Stream) -> None:
