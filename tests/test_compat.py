@@ -78,7 +78,7 @@ def test_modes_and_gradients_afterwards(problem):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     loss = adt_loss(model, x, y, torch.optim.SGD(model.parameters(), lr=0.1), perturb_steps=2, num_samples=2)
-    assert seen == [False, False, True]
+    assert seen == [False, False, False, True], "the first is that of the check of the labels"
     assert all(module.training for module in model.modules())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     assert loss.requires_grad and loss.dim() == 0
@@ -94,6 +94,35 @@ def test_torch_seed_governs(problem):
         losses.append([adt_loss(model, x, y, optimizer).item() for _ in range(2)])
     assert losses[0] == losses[1] != losses[2]
     assert losses[0][0] != losses[0][1]
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"optimizer": None}, TypeError, r"optimizer must be a torch\.optim\.Optimizer, got NoneType"),
+        ({"model": torch.relu}, TypeError, "model must be"),
+        ({"noise": 7}, TypeError, "noise must be a NoiseStream or None, got int"),
+        ({"x_natural": lambda x: x * 255}, ValueError, "images must be finite, in"),
+        ({"x_natural": lambda x: x[:, 0]}, ValueError, "images must be a batch"),
+        ({"y": lambda y: y + 4}, ValueError, r"labels must be in \[0, 3\]"),
+        ({"y": lambda y: y.float()}, TypeError, r"labels must be an int64 tensor, got torch\.float32"),
+        ({"perturb_steps": 1.5}, TypeError, "steps must be an int"),
+    ],
+)
+def test_bad_arguments_change_nothing(problem, change, error, message):
+    model, x, y = problem
+    model.eval()
+    optimizer, noise = torch.optim.SGD(model.parameters(), lr=0.1), NoiseStream(0, x.device)
+    good = {"model": model, "x_natural": x, "y": y, "optimizer": optimizer, "noise": noise, "perturb_steps": 1}
+    for times in range(2):  # the second knows the optimizer
+        bad = {name: value(good[name]) if name in ("x_natural", "y") else value for name, value in change.items()}
+        random = torch.random.get_rng_state()
+        with pytest.raises(error, match=message):
+            adt_loss(**(good | bad))
+        assert torch.equal(torch.random.get_rng_state(), random) and noise.offset == 2 * times
+        assert not any(module.training for module in model.modules())
+        adt_loss(**good)
+        model.eval()
 
 
 def test_a_given_stream_is_advanced(problem):

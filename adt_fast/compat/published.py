@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .._support.model_state import device_of, unwrap
+from .._support.batch_check import BatchCheck
+from .._support.model_state import check_model, device_of, unwrap
 from ..attacks import EXP
 from ..input_gradient import EngineOptions
 from ..noise import NoiseStream, seeded_by_torch
 
-# A script calls once a minibatch: what a maximizer prepares is kept as long as the optimizer lives.
+# A script calls once a minibatch: what a check and a maximizer prepare is kept as long as the optimizer lives.
+_checks: WeakKeyDictionary[Optimizer, BatchCheck] = WeakKeyDictionary()
 _maximizers: WeakKeyDictionary[Optimizer, tuple[dict[str, Any], EXP, NoiseStream]] = WeakKeyDictionary()
 
 
@@ -58,9 +60,16 @@ def adt_loss(
         The mean cross entropy on one fresh sample of each distribution, with its graph: call ``backward()``.
 
     Raises:
-        TypeError, ValueError: for a bad argument, by name.
+        TypeError, ValueError: for a bad argument, by name, before anything is changed; images and labels are
+            ``images`` and ``labels`` there.
         FloatingPointError: if an inner gradient is NaN or infinite.
     """
+    check_model(model)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if noise is not None and not isinstance(noise, NoiseStream):
+        raise TypeError(f"noise must be a NoiseStream or None, got {type(noise).__name__}")
+    _batch_check(model, optimizer)(x_natural, y)
     settings = {
         "epsilon": epsilon,
         "steps": perturb_steps,
@@ -73,6 +82,13 @@ def adt_loss(
     model.train()
     optimizer.zero_grad()
     return F.cross_entropy(model(x_adv), y)
+
+
+def _batch_check(model: nn.Module, optimizer: Optimizer) -> BatchCheck:
+    check = _checks.get(optimizer)
+    if check is None or check.model is not unwrap(model):
+        check = _checks[optimizer] = BatchCheck(model)
+    return check
 
 
 def _maximizer(model: nn.Module, optimizer: Optimizer, settings: dict[str, Any], noise: NoiseStream | None) -> EXP:
