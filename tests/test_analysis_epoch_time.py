@@ -3,6 +3,7 @@
 import statistics
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,6 +88,21 @@ def test_real_runs(tmp_path, monkeypatch):
     assert "method" not in times.settings and "output" not in times.settings
     assert times.machine["adt_fast"]["torch"] == torch.__version__
     assert not any(tmp_path.iterdir()), "no run folder is left"
+
+
+@pytest.mark.parametrize(
+    "options, images",
+    [({}, 40), ({"drop_last": True}, 32), ({"extra": True}, 70), ({"extra": True, "extra_fraction": 0.75}, 160)],
+)
+def test_an_epoch_has_the_minibatches_that_its_loader_gives(options, images, tmp_path, monkeypatch):
+    """With 3 of 4 images from extra data, 40 of the data are in minibatches of 160 images."""
+    if options.pop("extra", False):
+        file = tmp_path / "more.npz"
+        np.savez(file, image=np.zeros((30, 8, 8, 1), dtype=np.uint8), label=np.zeros(30, dtype=np.int64))
+        options["extra_data"] = file
+    monkeypatch.setattr("adt_fast.trainer.Trainer.step", lambda self, *batch: None)
+    times = epoch_times(replace(SMALL, **options), ("standard",), minibatches=1, warmup=1)
+    assert times.batches == images / 16
 
 
 def test_the_papers_methods_take_steps():

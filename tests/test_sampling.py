@@ -177,6 +177,7 @@ def test_each_minibatch_has_its_share_and_both_sources_are_passed_over(fraction,
     for _ in range(4):
         batches = labels_of(loader)
         assert len(batches) == len(loader) == whole + (rest > 0 and not drop_last)
+        assert sum(map(len, batches)) == loader.images_per_epoch
         for labels in batches[:whole]:
             assert len(labels) == batch_size and sum(is_extra(labels)) == per_batch
         for labels in batches[whole:]:

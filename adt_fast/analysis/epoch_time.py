@@ -129,9 +129,9 @@ def epoch_times(
     with tempfile.TemporaryDirectory() as folder:
         runs = {method: TrainingRun(_config_of(method, config, Path(folder) / method)) for method in methods}
         loader, device = runs[methods[0]].train_loader, torch.device(runs[methods[0]].config.device)
-        if loader.batch_size > len(loader.data):
-            raise ValueError(f"batch_size must be at most {len(loader.data)}, the number of training images, for a "
-                             f"minibatch to be full, got {loader.batch_size}")
+        if loader.batch_size > loader.images_per_epoch:
+            raise ValueError(f"batch_size must be at most {loader.images_per_epoch}, the number of training images, for "
+                             f"a minibatch to be full, got {loader.batch_size}")
         seconds = time_in_turns(
             {method: _minibatch_of(run) for method, run in runs.items()},
             minibatches=minibatches, warmup=warmup, clock=lambda: _now(device),
@@ -141,7 +141,7 @@ def epoch_times(
     return EpochTimes(
         methods=tuple(methods),
         seconds=tuple(seconds.values()),
-        batches=len(loader.data) / loader.batch_size,
+        batches=loader.images_per_epoch / loader.batch_size,
         settings={name: shared[0][name] for name in names},
         machine=describe_machine(device),
     )

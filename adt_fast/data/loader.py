@@ -126,6 +126,11 @@ class BatchLoader:
         """The number of batches in an epoch."""
         return len(self._sampler)
 
+    @property
+    def images_per_epoch(self) -> int:
+        """How many images the batches of an epoch have, over all processes; an extra one counts each time it comes."""
+        return self._sampler.num_rows
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.from_batch(0)
 

@@ -68,7 +68,12 @@ class Sampler:
 
     def __len__(self) -> int:
         """The number of minibatches in an epoch."""
-        return -(-len(self._is_extra) // self._batch_size)
+        return -(-self.num_rows // self._batch_size)
+
+    @property
+    def num_rows(self) -> int:
+        """Of all minibatches of an epoch together, over all processes."""
+        return len(self._is_extra)
 
     def rows(self, order: Tensor, epoch: int, seed: int) -> tuple[Tensor, Tensor]:
         """The image in each row of the epoch's minibatches, one after another, and the draws of chance it gets.
