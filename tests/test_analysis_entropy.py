@@ -177,6 +177,20 @@ def test_sweep(tmp_path, steps):
         entropy_sweep(small(), tmp_path, entropy_weights=(0.0,), samples=20)
 
 
+def test_each_run_of_a_sweep_is_closed_before_the_next_begins(tmp_path, monkeypatch):
+    """Weights & Biases has one run at a time: a second one would go on in the first."""
+    events = []
+    make, close = TrainingRun.__init__, TrainingRun.close
+    monkeypatch.setattr(TrainingRun, "__init__", lambda *a, **o: events.append("open") or make(*a, **o))
+    monkeypatch.setattr(TrainingRun, "close", lambda self: events.append("close") or close(self))
+    entropy_sweep(small(), tmp_path / "sweep", entropy_weights=(0.0, 1.0), samples=5)
+    assert events == ["open", "close"] * 2
+    monkeypatch.setattr(TrainingRun, "train", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        entropy_sweep(small(), tmp_path / "failing", entropy_weights=(0.0,), samples=5)
+    assert events == ["open", "close"] * 3
+
+
 def test_an_interrupted_sweep_continues(tmp_path, steps, monkeypatch):
     def interrupted(point):
         raise KeyboardInterrupt

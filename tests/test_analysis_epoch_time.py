@@ -10,6 +10,7 @@ import torch
 from adt_fast.analysis import EpochTimes, epoch_times
 from adt_fast.analysis.epoch_time import FIGURE_6_METHODS, time_in_turns
 from adt_fast.config import TrainConfig
+from adt_fast.experiment import TrainingRun
 from adt_fast.methods import method_names
 
 SMALL = TrainConfig(train_limit=40, test_limit=4, batch_size=16, device="cpu", precision="fp32")
@@ -103,6 +104,28 @@ def test_an_epoch_has_the_minibatches_that_its_loader_gives(options, images, tmp
     monkeypatch.setattr("adt_fast.trainer.Trainer.step", lambda self, *batch: None)
     times = epoch_times(replace(SMALL, **options), ("standard",), minibatches=1, warmup=1)
     assert times.batches == images / 16
+
+
+def test_runs_are_closed_and_have_no_loggers(monkeypatch):
+    """However it ends: also where a run cannot be made, or a step fails."""
+    opened, closed, loggers = [], [], []
+    make, close = TrainingRun.__init__, TrainingRun.close
+
+    def made(self, *arguments, **options):
+        make(self, *arguments, **options)
+        opened.append(self)
+        loggers.extend(self.folder.loggers)
+
+    monkeypatch.setattr(TrainingRun, "__init__", made)
+    monkeypatch.setattr(TrainingRun, "close", lambda self: closed.append(self) or close(self))
+    config = replace(SMALL, tensorboard=True, wandb="adt")
+    epoch_times(config, ("standard", "at-pgd"), minibatches=1, warmup=1)
+    assert len(opened) == 2 and set(closed) == set(opened) and loggers == []
+
+    monkeypatch.setattr("adt_fast.trainer.Trainer.step", lambda self, *batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        epoch_times(config, ("standard", "at-pgd"), minibatches=1, warmup=1)
+    assert len(opened) == 4 and set(closed) == set(opened)
 
 
 def test_the_papers_methods_take_steps():

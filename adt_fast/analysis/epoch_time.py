@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,7 @@ def epoch_times(
     Full minibatches are timed. Methods take turns, so that whatever the machine does meanwhile hits all of them.
 
     Args:
-        config: how to train; its method and output are not used. A method takes those of its options that it has.
+        config: how to train; its method, output and loggers are not used. A method takes those of its options that it has.
         methods: names, see :func:`adt_fast.methods.method_names`; at least one, no two the same.
         minibatches: of each method that are timed, >= 1.
         warmup: minibatches before, not timed, >= 1: the engine measures and captures there.
@@ -126,8 +127,11 @@ def epoch_times(
     known = {name for method in methods for name in method_spec(method).defaults()}
     if foreign := sorted(config.method_options().keys() - known):
         raise ValueError(f"{foreign[0]} is no option of any of the methods {', '.join(methods)}")
-    with tempfile.TemporaryDirectory() as folder:
-        runs = {method: TrainingRun(_config_of(method, config, Path(folder) / method)) for method in methods}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as open_runs:
+        runs = {}
+        for method in methods:
+            runs[method] = TrainingRun(_config_of(method, config, Path(folder) / method))
+            open_runs.callback(runs[method].close)
         loader, device = runs[methods[0]].train_loader, torch.device(runs[methods[0]].config.device)
         if loader.batch_size > loader.images_per_epoch:
             raise ValueError(f"batch_size must be at most {loader.images_per_epoch}, the number of training images, for "
@@ -148,10 +152,10 @@ def epoch_times(
 
 
 def _config_of(method: str, config: TrainConfig, output: Path) -> TrainConfig:
-    """The config for this method, without the options that it does not have."""
+    """The config for this method, without the options that it does not have, and without loggers."""
     foreign = config.method_options().keys() - method_spec(method).defaults()
     left_out: dict[str, Any] = dict.fromkeys(foreign)
-    return replace(config, method=method, output=output, **left_out)
+    return replace(config, method=method, output=output, tensorboard=False, wandb=None, **left_out)
 
 
 def time_in_turns(

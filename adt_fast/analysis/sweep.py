@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,8 +154,12 @@ def entropy_sweep(
 def _train_and_measure(config: TrainConfig, output: Path, samples: int) -> EntropyPoint:
     # Named by time: what an interrupted run left does not stand in the way.
     folder = RunFolder.named_by_time(str(output / "runs" / f"{config.method}-{config.entropy_weight:g}"))
-    run = TrainingRun(replace(config, output=folder.path))
-    run.train()
+    with closing(TrainingRun(replace(config, output=folder.path))) as run:
+        run.train()
+        return _measured(run, samples)
+
+
+def _measured(run: TrainingRun, samples: int) -> EntropyPoint:
     attack = PGD(run.trained_model, run.config.epsilon, steps=20, noise=NoiseStream(run.config.seed))
     assert run.config.entropy_weight is not None  # all of sweep_methods() have one
     entropy = distribution_entropy(maximizer_in_float32(run), run.test_data, samples=samples, seed=run.config.seed)

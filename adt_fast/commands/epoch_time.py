@@ -26,6 +26,8 @@ class EpochTime(TrainConfig):
     method: tyro.conf.Suppress[str] = "standard"
     epochs: tyro.conf.Suppress[int | None] = None
     test_limit: tyro.conf.Suppress[int | None] = None
+    tensorboard: tyro.conf.Suppress[bool] = False
+    wandb: tyro.conf.Suppress[str | None] = None
 
     methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD ...")] = FIGURE_6_METHODS
     """Training methods to time, which take turns."""
