@@ -85,6 +85,8 @@ class Trainer:
             raise ValueError("optimizer must have parameters of the model, it has none of them and would train nothing")
         if not isinstance(method, Method):
             raise TypeError(f"method must be an adt_fast.methods.Method, got {type(method).__name__}")
+        if method.maximizer is not None and method.maximizer.model is not unwrap(model):
+            raise ValueError("method must be one for this model, its maximizer attacks another")
         check_mode("outer_mode", outer_mode)
         check_choice("outer_precision", outer_precision, get_args(OuterPrecision))
         check_int("accumulation_steps", accumulation_steps, 1, 2**31)

@@ -298,6 +298,7 @@ def test_unknown_methods_and_options():
         ({"model": torch.relu}, TypeError, "model"),
         ({"optimizer": "sgd"}, TypeError, "optimizer"),
         ({"method": "adt-exp"}, TypeError, "method"),
+        ({"method": create_method("at-pgd", TinyClassifier())}, ValueError, "method must be one for this model"),
         ({"outer_mode": "training"}, ValueError, "outer_mode"),
     ],
 )
