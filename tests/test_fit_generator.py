@@ -87,6 +87,11 @@ def test_bad_arguments(model):
         ({"epochs": 0}, ValueError, "epochs"),
         ({"generator_learning_rate": 0.0}, ValueError, "generator_learning_rate"),
         ({"batches": []}, ValueError, "batches must have at least one image"),
+        ({"batches": [(tiny_batch()[0].numpy(), tiny_batch()[1])]}, TypeError,
+         "batches must give pairs of tensors, .* got a tuple of ndarray and Tensor"),
+        ({"batches": [{"images": 1}]}, TypeError, "got a dict"),
+        ({"batches": [[*tiny_batch(), 3]]}, TypeError, "got a list of 3"),
+        ({"batches": 3}, TypeError, "batches must give .*got int"),
         ({"batches": [(tiny_batch()[0] * 2, tiny_batch()[1])]}, ValueError, "images must be finite, in"),
         ({"attack": PGD(model)}, TypeError, "attack, the maximizer, must be an AmortizedAttack"),
     ):

@@ -12,19 +12,30 @@ from .model_state import device_of, model_mode, unwrap
 from .tensor_checks import COMPUTE_DTYPES
 
 
-def pairs(name: str, batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """The batches, each of which has to be a pair. name: what error messages call them.
+def pairs(name: str, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, each of which has to be a pair of tensors. name: what error messages call them.
 
     Raises:
-        TypeError: if they are none that can be iterated over, or one is no pair.
+        TypeError: if they are none that can be iterated over, or one is no such pair.
     """
     if not isinstance(batches, Iterable):
         raise TypeError(f"{name} must give batches (images, labels), got {type(batches).__name__}")
-    for batch in batches:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            length = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-            raise TypeError(f"{name} must give batches (images, labels), got a {type(batch).__name__}{length}")
-        yield batch[0], batch[1]
+    return (pair(name, batch) for batch in batches)
+
+
+def pair(name: str, batch: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch. name: what error messages call all batches.
+
+    Raises:
+        TypeError: if it is no pair of tensors.
+    """
+    parts = list(batch) if isinstance(batch, (tuple, list)) else []
+    if len(parts) == 2 and all(isinstance(part, Tensor) for part in parts):
+        return parts[0], parts[1]
+    given = type(batch).__name__
+    if isinstance(batch, (tuple, list)):
+        given += f" of {' and '.join(type(part).__name__ for part in parts) if len(parts) == 2 else len(parts)}"
+    raise TypeError(f"{name} must give pairs of tensors, (images, labels), got a {given}")
 
 
 class BatchCheck:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._support.batch_check import BatchCheck
+from .._support.batch_check import BatchCheck, pairs
 from .._support.model_state import device_of
 from ..data import BatchLoader, ImageData
 
@@ -25,27 +24,13 @@ def checked_batches(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
     device = device_of(model) or torch.device("cpu")
     check_batch = BatchCheck(model)
     empty = True
-    for batch in batches:
-        images, labels = (part.detach().to(device) for part in checked_pair(batch))
+    for batch in pairs("data", batches):
+        images, labels = (part.detach().to(device) for part in batch)
         check_batch(images, labels)
         yield images, labels
         empty = False
     if empty:
         raise ValueError("data must have at least one image, it is empty")
-
-
-def checked_pair(batch: Any) -> tuple[Tensor, Tensor]:
-    """Images and labels of a batch.
-
-    Raises:
-        TypeError: if it is no pair of tensors.
-    """
-    parts = list(batch) if isinstance(batch, (tuple, list)) else []
-    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
-        given = f" of {len(parts)}" if parts else ""
-        raise TypeError("data must be an ImageData, or batches that are pairs of tensors, (images, labels), got a "
-                        f"batch that is a {type(batch).__name__}{given}")
-    return parts[0], parts[1]
 
 
 def in_batches(model: nn.Module, data: Batches, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:

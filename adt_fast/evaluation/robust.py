@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from .._support.arithmetic import float32_arithmetic
+from .._support.batch_check import pair
 from .._support.checks import check_ball, check_bool, check_choice, check_int
 from .._support.model_state import check_model, device_of, model_mode, unwrap
 from .._support.random_state import kept_random_state
@@ -24,7 +25,7 @@ from ..input_gradient import FLOAT32, EngineOptions
 from ..noise import NoiseStream
 from ..processes import Processes
 from .accuracy import is_right
-from .batches import Batches, checked_batches, checked_pair, in_batches
+from .batches import Batches, checked_batches, in_batches
 from .named_attacks import AttackLike, create_attack, split_attack_names
 from .outcomes import NOT_ATTACKED, RIGHT, WRONG, Outcomes, check_state, surviving
 from .report import RobustReport
@@ -109,7 +110,7 @@ def evaluate(
     given: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "source": source, "engine": engine, "seed": seed}
     # One that is not drawn from PyTorch's generator; every batch has its own.
     given["noise"] = NoiseStream(seed, device_of(model) or "cpu")
-    given["pool"] = tuple(part.to(device_of(model)) for part in checked_pair(next(iter(pool))))
+    given["pool"] = tuple(part.to(device_of(model)) for part in pair("data", next(iter(pool))))
     by_name = _resolved(model, attacks, given)
     settings = {
         "model": model_summary(model),
