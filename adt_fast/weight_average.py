@@ -41,10 +41,16 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Follows the model by one step."""
+        """Follows the model by one step.
+
+        Raises:
+            TypeError, ValueError: if it is no model, or its weights and buffers are not like the average's; nothing is
+                changed then.
+        """
+        check_model(model)
+        pairs = self._pairs(unwrap(model))
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        pairs = list(zip(_tensors(self.model), _tensors(unwrap(model)), strict=True))
         floating = [pair for pair in pairs if pair[0].is_floating_point()]
         if floating:
             averages, current = map(list, zip(*floating))
@@ -52,6 +58,15 @@ class WeightAverage:
         for average, value in pairs:
             if not average.is_floating_point():
                 average.copy_(value)
+
+    def _pairs(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """The average's tensors, each with the model's."""
+        averages, current = _tensors(self.model), _tensors(model)
+        wanted, given = ([(one.shape, one.dtype, one.device) for one in tensors] for tensors in (averages, current))
+        if wanted != given:
+            raise ValueError("model must be like the one that the average was made of, but its weights and buffers "
+                             "are others, or have other shapes, types or devices")
+        return list(zip(averages, current))
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged model's state, and the number of steps."""

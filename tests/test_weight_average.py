@@ -119,6 +119,25 @@ def test_its_state_goes_on():
 
 
 @pytest.mark.parametrize(
+    "model, error",
+    [
+        (torch.relu, TypeError),
+        (nn.Linear(3, 3), ValueError),
+        (Peculiar().double(), ValueError),
+        (nn.Sequential(Peculiar(), nn.Linear(1, 1)), ValueError),
+    ],
+    ids=["none", "another", "another type", "more"],
+)
+def test_other_models_change_nothing(model, error):
+    average = WeightAverage(Peculiar(), DECAY)
+    before = copy.deepcopy(average.state_dict())
+    with pytest.raises(error, match="model must be"):
+        average.update(model)
+    assert average.steps == before["steps"] == 0
+    assert all(torch.equal(value, before["model"][name]) for name, value in average.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
     "change, message",
     [
         ({"steps": -1}, "steps of the average must be in"),
