@@ -45,7 +45,10 @@ def test_torchattacks_names(problem, theirs, ours):
     modes = {"default": "none", "targeted_by_label": "given", "targeted_least_likely": "least-likely"}
     for mode, target in modes.items():
         attack = theirs(model)
+        noise = attack.noise = NoiseStream(4, images.device)
+        random = torch.random.get_rng_state()
         getattr(attack, f"set_mode_{mode}")()
+        assert attack.noise is noise and torch.equal(torch.random.get_rng_state(), random)
         assert attack.attack.target == target and attack.get_mode().startswith(mode.split("_")[0])
         twin = ours(model, target=target)
         attack.attack.noise, twin.noise = (NoiseStream(5, images.device) for _ in range(2))

@@ -23,9 +23,9 @@ class _Moded(AttackWrapper):
     """An attack whose target may be changed after it was made."""
 
     def __init__(self, make: Callable[..., attacks.Attack], model: nn.Module, epsilon: float, **options: Any) -> None:
-        self._make = lambda target: make(model, epsilon, target=target, **options)
-        self.attack = self._make("none")
-        """What runs, in the mode of now."""
+        self._make = lambda target, noise: make(model, epsilon, target=target, noise=noise, **options)
+        self.attack = self._make("none", None)
+        """What runs, in the mode of now, with the same noise in every mode."""
 
     @property
     def is_black_box(self) -> bool:
@@ -33,7 +33,7 @@ class _Moded(AttackWrapper):
         return self.attack.is_black_box
 
     def _set(self, target: Target) -> None:
-        self.attack = self._make(target)
+        self.attack = self._make(target, self.noise)
 
     def set_mode_default(self) -> None:
         """The labels of a call are the true classes, to be left."""
