@@ -10,7 +10,7 @@ from adt_fast import NoiseStream, TanhNormal
 
 EPSILON = 8 / 255
 
-CASES = [(0.0, math.log(2)), (0.8, 0.3), (-1.5, 0.9), (2.1, 0.05), (-2.1, 2.4), (0.4, 6.0)]
+CASES = [(0.0, math.log(2)), (0.8, 0.3), (-1.5, 0.9), (2.1, 0.05), (-2.1, 2.4), (0.4, 6.0), (0.5, 1.0), (-0.5, 1.001)]
 
 
 def plain_moments(mu, sigma):
@@ -53,10 +53,42 @@ def test_limits_that_are_known():
     assert of(30.0, 0.5) == pytest.approx((1, 0), abs=1e-12)
 
 
+@pytest.mark.parametrize("mu, sigma", [(3.0, 40.0), (-900.0, 300.0), (5e3, 2e3), (4e4, 2e3)])
+def test_wide_distributions(mu, sigma):
+    found = TanhNormal(torch.tensor(mu, dtype=torch.float64), sigma, 1.0)
+    mean, std, entropy = plain_moments(mu, sigma)
+    assert found.mean.item() == pytest.approx(mean, abs=1e-9)
+    assert found.variance.item() == pytest.approx(std**2, abs=1e-9)
+    assert found.entropy().item() == pytest.approx(entropy, rel=1e-9)
+
+
+def test_any_scale_takes_the_same_time():
+    """A sign with probability 1/2 each, for one that is huge."""
+    for dtype in (torch.float32, torch.float64):
+        scales = torch.tensor([math.inf, 1e30, 1e6], dtype=dtype).requires_grad_()
+        found = TanhNormal(torch.zeros(3, dtype=dtype), scales, 1.0)
+        assert found.mean.tolist() == pytest.approx([0.0] * 3, abs=1e-6)
+        assert found.variance.tolist() == pytest.approx([1.0] * 3, abs=2e-6)
+        (gradient,) = torch.autograd.grad(found.mean.sum() + found.variance.sum(), scales)
+        assert gradient.isfinite().all()
+        huge = found.entropy()[1:].detach() / scales[1:].detach()
+        assert huge.tolist() == pytest.approx([-2 * math.sqrt(2 / math.pi)] * 2, rel=1e-4), "-2 E|u|"
+
+
 def test_gradients_of_moments():
-    mu, sigma = (torch.tensor(values, dtype=torch.float64, requires_grad=True) for values in ([0.3, -1.0], [0.4, 1.1]))
+    mu, sigma = (torch.tensor(values, dtype=torch.float64, requires_grad=True) for values in ([0.3, -1.0, 2.0], [0.4, 1.1, 30.0]))
     assert torch.autograd.gradcheck(lambda mu, sigma: TanhNormal(mu, sigma, 0.5).mean, (mu, sigma))
     assert torch.autograd.gradcheck(lambda mu, sigma: TanhNormal(mu, sigma, 0.5).variance, (mu, sigma))
+    assert torch.autograd.gradcheck(lambda mu, sigma: TanhNormal(mu, sigma, 0.5).entropy(), (mu, sigma))
+
+
+def test_an_expanded_distribution_is_on_the_same_stream():
+    for noise in (None, NoiseStream(3)):
+        found = TanhNormal(torch.zeros(2), 1.0, 1.0, noise)
+        expanded = found.expand((4, 2))
+        assert expanded.noise is found.noise
+        first, second = expanded.rsample(), found.expand((4, 2)).rsample()
+        assert first.shape == (4, 2) and not torch.equal(first, second) and found.noise.offset == 2
 
 
 def test_samples_and_density(device):
