@@ -78,7 +78,7 @@ ATTACK = {
     "model": MODEL, "epsilon": POSITIVE, "lower": Kind({"None": None, "str": "0", "nan": NAN, "above upper": 2.0}),
     "upper": Kind({"None": None, "str": "1", "nan": NAN, "below lower": -2.0}), "target": CHOICE,
     "restarts": integer(1), "model_mode": CHOICE, "engine": ENGINE, "noise": NOISE,
-    "loss": Kind({"None": None, "str": "ce", "int": 3}),
+    "loss": Kind({"None": None, "str": "ce", "int": 3}), "check_finite": BOOL,
 }  # fmt: skip
 PGD = ATTACK | {
     "steps": integer(0), "step_size": POSITIVE.besides("None"), "norm": CHOICE,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._support.arithmetic import float32_arithmetic
 from .._support.checks import check_finite, check_int, check_not_negative, dtype_name
+from .._support.checks import check_bool, check_finite, check_int, check_not_negative, dtype_name
 from .._support.model_state import ModelMode, check_mode, check_model, frozen_parameters, model_mode, unwrap
 from .._support.state_checks import check_keys
 from .._support.tensor_checks import HALF_DTYPES
@@ -64,6 +65,7 @@ class InputGradient:
     ) -> None:
         check_model(model)
         check_mode("model_mode", model_mode)
+        check_bool("check_finite", check_finite)
         if not callable(loss):
             raise TypeError(f"loss must be callable, (logits, labels) -> losses [N], got {type(loss).__name__}")
         if not isinstance(options, EngineOptions):
