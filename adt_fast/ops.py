@@ -142,7 +142,7 @@ def tanh_gaussian_sample(
         )
         return x_adv, (neg_log_density if density else None)
     checked.check_sample_arguments(
-        x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype, log_offset
+        x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype, density, log_offset
     )
     arguments = (
         x, mu, rho, Draw(noise, draw, first_example), Ball(epsilon, lower, upper), samples, dtype, density, log_offset,

@@ -53,10 +53,12 @@ def step_arguments(**more: Any) -> dict[str, Any]:
 GOOD_CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "tanh_gaussian_sample": lambda: dict(
         x=batch(), mu=batch(), rho=batch(), noise=noise(), samples=SAMPLES, **BALL, draw=1, first_example=2,
-        dtype=torch.float32, log_offset=1e-8,
+        dtype=torch.float32, density=True, log_offset=1e-8,
     ),
     "tanh_gaussian_ascent_step_": ascent_arguments,
-    "tanh_gaussian_ascent_step_and_sample_": lambda: ascent_arguments() | dict(next_draw=2, out=samples_of_batch()),
+    "tanh_gaussian_ascent_step_and_sample_": lambda: ascent_arguments() | dict(
+        next_draw=2, out=samples_of_batch(), density=True
+    ),
     "linf_step_": step_arguments,
     "l2_step_": step_arguments,
     "momentum_linf_step_": lambda: step_arguments(momentum=batch(), decay=0.9),
@@ -219,7 +221,7 @@ def argument_flaws(operator: str, argument: str) -> Iterator[tuple[str, Callable
         yield from activation_flaws()
     elif argument in CHANNEL_TENSORS:
         yield from channel_flaws()
-    elif argument == "relu":
+    elif argument in ("relu", "density"):
         for value in (None, 1, 0.0, "relu", torch.tensor(True)):
             yield str(value), lambda _, value=value: value
     elif argument in TENSORS | SAMPLE_TENSORS:

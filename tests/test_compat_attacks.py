@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from plain_adt import TinyClassifier, tiny_batch
@@ -88,6 +89,16 @@ def test_foolbox_names(problem, theirs, ours):
     same_images(lambda: theirs,
                 lambda attack: attack(model, images, SimpleNamespace(labels=labels), epsilons=EPSILON)[0],
                 lambda: ours(model, EPSILON), images, labels)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_radii_in_a_tensor(problem, kind):
+    model, images, labels = problem
+    one, _, success = fb.FGSM()(model, images, labels, epsilons=kind(EPSILON))
+    several, _, successes = fb.FGSM()(model, images, labels, epsilons=kind([EPSILON, 0.01]))
+    assert one.shape == images.shape and success.shape == labels.shape and successes.shape == (2, *labels.shape)
+    torch.testing.assert_close(several[0], one)
+    torch.testing.assert_close(one, attacks.FGSM(model, EPSILON)(images, labels))
 
 
 def test_criteria_that_are_none(problem):

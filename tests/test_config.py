@@ -94,6 +94,13 @@ def test_auto_is_the_gpu_if_there_is_one():
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.mark.parametrize("name", ["cpu:3", "cpu:0", "meta", "mps", "xpu:0", "gpu", "cuda:99"])
+def test_other_devices_are_refused(name):
+    with pytest.raises(ValueError, match=f"device .*{name}"):
+        resolve_device(name)
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
 def rates(name, epochs, batches):
     """The learning rate of every minibatch, the highest being 1."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

@@ -76,7 +76,8 @@ def test_any_scale_takes_the_same_time():
 
 
 def test_gradients_of_moments():
-    mu, sigma = (torch.tensor(values, dtype=torch.float64, requires_grad=True) for values in ([0.3, -1.0, 2.0], [0.4, 1.1, 30.0]))
+    values = ([0.3, -1.0, 2.0], [0.4, 1.1, 30.0])
+    mu, sigma = (torch.tensor(one, dtype=torch.float64, requires_grad=True) for one in values)
     assert torch.autograd.gradcheck(lambda mu, sigma: TanhNormal(mu, sigma, 0.5).mean, (mu, sigma))
     assert torch.autograd.gradcheck(lambda mu, sigma: TanhNormal(mu, sigma, 0.5).variance, (mu, sigma))
     assert torch.autograd.gradcheck(lambda mu, sigma: TanhNormal(mu, sigma, 0.5).entropy(), (mu, sigma))

@@ -389,6 +389,7 @@ def test_attacks_that_are_none(model, name):
         ({"attacks": {1: "fgsm"}}, TypeError, "attacks must have names that are texts, got 1"),
         ({"data": tiny_batch()}, TypeError, "data must give .* got a Tensor"),
         ({"data": [tiny_batch()[:1]]}, TypeError, "data must give .* a tuple of 1"),
+        ({"processes": "2"}, TypeError, "processes must be .* or None, got str"),
         ({"data": 3}, TypeError, "data must be an ImageData, or batches .* got int"),
         ({"attacks": []}, ValueError, "at least one attack"),
         ({"attacks": "fgsm,,pgd-2"}, ValueError, "with commas between them"),

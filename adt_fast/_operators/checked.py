@@ -38,6 +38,7 @@ def check_sample_arguments(
     draw: int,
     first_example: int,
     dtype: torch.dtype,
+    density: bool,
     log_offset: float,
 ) -> None:
     """Every check of the sampler's arguments."""
@@ -49,6 +50,7 @@ def check_sample_arguments(
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, got {type(dtype).__name__}")
     check_storage_dtype("dtype", dtype, "x", x)
+    check_bool("density", density)
     check_not_negative("log_offset", log_offset, x.dtype)
 
 
@@ -96,6 +98,7 @@ def ascend(
         for name, tensor in (("accumulated[0]", sum_mu), ("accumulated[1]", sum_rho)):
             check_like(name, tensor, "mu", mu)
             check_written(name, tensor, layout)
+    check_bool("density", density)
     if next_draw is not None:
         check_int("next_draw", next_draw, 0, MAX_OFFSET)
     if out is not None:

@@ -37,7 +37,7 @@ def tanh_gaussian_sample(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Without ``density`` the second result is empty, [0]."""
     checked.check_sample_arguments(
-        x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype, log_offset
+        x, mu, rho, noise, samples, epsilon, lower, upper, draw, first_example, dtype, density, log_offset
     )
     x_adv, neg_log_density = launch.sample(
         x, mu, rho, Draw(noise, draw, first_example), Ball(epsilon, lower, upper), samples, dtype, density, log_offset

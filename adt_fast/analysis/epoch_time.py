@@ -111,7 +111,8 @@ def epoch_times(
     Full minibatches are timed. Methods take turns, so that whatever the machine does meanwhile hits all of them.
 
     Args:
-        config: how to train; its method, output and loggers are not used. A method takes those of its options that it has.
+        config: how to train; its method, output and loggers are not used. A method takes those of its options that it
+            has.
         methods: names, see :func:`adt_fast.methods.method_names`; at least one, no two the same.
         minibatches: of each method that are timed, >= 1.
         warmup: minibatches before, not timed, >= 1: the engine measures and captures there.
@@ -134,8 +135,8 @@ def epoch_times(
             open_runs.callback(runs[method].close)
         loader, device = runs[methods[0]].train_loader, torch.device(runs[methods[0]].config.device)
         if loader.batch_size > loader.images_per_epoch:
-            raise ValueError(f"batch_size must be at most {loader.images_per_epoch}, the number of training images, for "
-                             f"a minibatch to be full, got {loader.batch_size}")
+            raise ValueError(f"batch_size must be at most {loader.images_per_epoch}, the images of an epoch, for a "
+                             f"minibatch to be full, got {loader.batch_size}")
         seconds = time_in_turns(
             {method: _minibatch_of(run) for method, run in runs.items()},
             minibatches=minibatches, warmup=warmup, clock=lambda: _now(device),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ class _Attack:
             inputs: ``[B, C, H, W]``, float32 or float64, in [0, 1], on the model's device.
             criterion: int64 ``[B]``, the true classes; or an object that has them as ``labels``, or classes to be
                 reached as ``target_classes``, such as foolbox' Misclassification and TargetedMisclassification.
-            epsilons: a radius, or several.
+            epsilons: a radius, or several; a tensor or an array of them too.
 
         Returns:
             (images, clipped images, success): the images twice, as they are inside the ball anyway; ``[B, C, H, W]``
@@ -52,6 +53,8 @@ class _Attack:
             TypeError, ValueError: for a bad argument, by name.
         """
         labels, target = _classes_of(criterion)
+        if isinstance(epsilons, (Tensor, np.ndarray)):
+            epsilons = epsilons.tolist()  # a number where there is one
         several = isinstance(epsilons, Iterable)
         radii: Iterable[float] = epsilons if isinstance(epsilons, Iterable) else [epsilons]
         found, success = [], []

@@ -102,6 +102,8 @@ def evaluate(
     if source is not None and not isinstance(source, nn.Module):
         raise TypeError(f"source must be a torch.nn.Module or None, got {type(source).__name__}")
     check_state(state, resume)
+    if not isinstance(processes, (Processes, type(None))):
+        raise TypeError(f"processes must be adt_fast.processes.Processes or None, got {type(processes).__name__}")
     processes = Processes.alone() if processes is None else processes
     if processes.size > 1 and state is not None:
         raise ValueError("state must be None where several processes share an evaluation")
