@@ -618,7 +618,9 @@ def test_without_matplotlib_there_is_no_html(model, tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     report = evaluate(model, labelled_by(model), "fgsm", epsilon=EPSILON)
+    (tmp_path / "report.html").write_text("of another model")
     assert [file.name for file in report.save(tmp_path)] == ["report.json", "report.md"]
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_examples(model):

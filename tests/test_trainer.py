@@ -1,5 +1,6 @@
 """Trainer: whole steps against plain ones, modes, failures that change nothing, and the loop."""
 
+import contextlib
 import copy
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from plain_adt import TinyClassifier, recipe_inner, tiny_batch
 
 from adt_fast import NoiseStream, ops
+from adt_fast._training.step import multiplies_bf16
 from adt_fast.attacks import PGD, exp_recipe
 from adt_fast.input_gradient import EngineOptions
 from adt_fast.methods import CrossEntropy, Method, create_method, method_names, method_spec
@@ -241,6 +243,21 @@ def test_a_wrapped_model():
     trainer_of(outside).step(images, labels)
     assert len(forwards) == 1
     torch.testing.assert_close(plain.state_dict(), wrapped.state_dict(), rtol=0, atol=0)
+
+
+def test_bfloat16_is_that_of_the_images_gpu(monkeypatch):
+    """Not of the current one, where the two are of different ages."""
+    current = [0]
+
+    @contextlib.contextmanager
+    def on(device):
+        before, current[0] = current[0], device.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[0] == 1)
+    assert [multiplies_bf16(torch.device("cuda", index)) for index in (0, 1)] == [False, True]
 
 
 def test_the_outer_pass_in_bfloat16():

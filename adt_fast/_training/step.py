@@ -45,6 +45,14 @@ class _Part(NamedTuple):
     is_last: bool
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device on which attacks use 16 bits multiplies bf16 in hardware."""
+    if device.type != "cuda":
+        return True
+    with torch.cuda.device(device):  # it is the current one that PyTorch tells about
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 class TrainingStep:
     """What is done with a minibatch; called by :meth:`adt_fast.trainer.Trainer.step`.
 
@@ -185,7 +193,7 @@ class TrainingStep:
             return False
         if maximizer.input_gradient.options.half_dtype(images.device) is None:
             return False
-        return images.device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+        return multiplies_bf16(images.device)
 
     def _to_model(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         device = device_of(self.model)

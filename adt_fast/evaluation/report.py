@@ -163,7 +163,8 @@ class RobustReport:
             folder: made if missing.
 
         Returns:
-            The files. report.html is not among them where matplotlib or jinja2 are missing, the extra ``report``.
+            The files. report.html is not among them where matplotlib or jinja2 are missing, the extra ``report``; an
+            older one is removed, for it would show something else.
 
         Raises:
             OSError: if a file cannot be written.
@@ -178,6 +179,8 @@ class RobustReport:
         for name, content in contents.items():
             with atomic_file(Path(folder) / name) as file:
                 file.write(content.encode())
+        if "report.html" not in contents:
+            (Path(folder) / "report.html").unlink(missing_ok=True)
         return [Path(folder) / name for name in contents]
 
 

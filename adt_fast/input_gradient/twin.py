@@ -47,7 +47,6 @@ class AttackTwin:
                 _cast(module, dtype)
             if isinstance(module, nn.Conv2d):
                 to_channels_last(module)
-        self.dtype = dtype or next((t.dtype for t in model.parameters() if t.is_floating_point()), probe.dtype)
         self._fused_modules = _fused_modules(self.module)
         self._plain_tensors = _plain_tensors(self.module, of=model)
         self.refresh(model)
