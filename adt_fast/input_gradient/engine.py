@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from .._support.arithmetic import float32_arithmetic
-from .._support.checks import check_finite, check_int, check_not_negative, dtype_name
 from .._support.checks import check_bool, check_finite, check_int, check_not_negative, dtype_name
 from .._support.model_state import ModelMode, check_mode, check_model, frozen_parameters, model_mode, unwrap
 from .._support.state_checks import check_keys
