@@ -73,6 +73,9 @@ def robustness_and_cost(document: Document, epoch_time: dict[str, Any], figure: 
 
 def _label_points(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
     """Puts each label, (x, y, text, colour), where it covers no point and no other label, if there is such a place."""
+    from matplotlib.patheffects import withStroke
+
+    halo = withStroke(linewidth=1.5, foreground="white")  # to be read across a whisker
     axes.figure.draw_without_rendering()
     points = axes.transData.transform([(x, y) for x, y, _, _ in labels])
     taken: list[Any] = []
@@ -81,9 +84,9 @@ def _label_points(axes: Axes, labels: list[tuple[float, float, str, str]]) -> No
             offset, alignment = place[:2], place[2]
             label = axes.annotate(
                 text, (x, y), xytext=offset, textcoords="offset points", fontsize=6.5, color=color, ha=alignment,
-                va="center",
+                va="center", path_effects=[halo],
             )  # fmt: skip
-            box = label.get_window_extent()
+            box = label.get_window_extent().padded(2)  # a point is wider than its middle
             is_free = not any(box.overlaps(other) for other in taken) and not any(box.contains(*at) for at in points)
             if is_free or place == _PLACES[-1]:
                 taken.append(box)

@@ -102,9 +102,10 @@ def _autoattack(study: Document) -> str:
     found = by_name(study, "autoattack")
     if not found:
         return "AutoAttack's package was not installed where this was measured; where it is, its numbers stand here."
-    rows = [["model", "natural", "AutoAttack", "seeds"]]
+    rows = [["model", "natural", "PGD-20", "C&W", "AutoAttack", "seeds"]]
     for name, _, models in titled(found):
-        cells = [spread(values(models, "autoattack", attack)) for attack in ("natural", "autoattack")]
+        attacks = ("natural", "pgd-20", "cw-30", "autoattack")
+        cells = [spread(values(models, "autoattack", attack)) for attack in attacks]
         rows.append([name, *cells, str(len(models))])
     return markdown(rows)
 
