@@ -66,11 +66,10 @@ void parallel_for(int64_t items, int threads, const std::function<void(int64_t, 
     for (; given_away < parts; ++given_away) {
       helpers.emplace_back([&job, given_away, parts] { job.run_share(given_away, parts); });
     }
-  } catch (const std::system_error&) {
-    // The system has no more threads: this one does what is left.
+  } catch (const std::system_error&) {  // the system has no more threads: this one does what is left
+    for (int64_t part = given_away; part < parts; ++part) job.run_share(part, parts);
   }
   job.run_share(0, parts);
-  for (int64_t part = given_away; part < parts; ++part) job.run_share(part, parts);
   for (std::thread& helper : helpers) helper.join();
 }
 
